@@ -1,0 +1,3 @@
+//! Reparto's balancer.
+
+pub mod scheduler;

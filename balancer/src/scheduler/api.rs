@@ -1,0 +1,433 @@
+//! What goes into the scheduler and what comes out of it: events, effects, and the names they use for things.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reparto_protocol::{ErrorCode, limits};
+
+/// A moment, in microseconds since an origin that the caller chose. It never runs backwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// The moment `duration` later; the end of time when that is beyond it.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Time {
+        Time(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long after `earlier` this is; zero when it is not.
+    #[must_use]
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A connection, as the caller numbers them: a small index that is used again, and a generation that is not.
+///
+/// The scheduler keeps a row an index, so indexes should be dense. An event whose generation is not the row's
+/// present one is late, and is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Peer {
+    /// Which row.
+    pub index: u32,
+    /// Which of those that had the row.
+    pub generation: u32,
+}
+
+/// One attempt at one task: a slab index and a generation that is new for every attempt. Never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AssignmentId(pub u64);
+
+/// A task as a client hands it in.
+#[derive(Debug, Clone)]
+pub struct Submission<'a> {
+    /// The client's own number for it, alone among what it has in flight.
+    pub id: u64,
+    /// What to do.
+    pub action: &'a str,
+    /// What to do it with. The scheduler copies a small one, and keeps a large one's memory shared.
+    pub payload: Bytes,
+    /// 0 to 9, higher goes first.
+    pub priority: u8,
+    /// Time within which it must end.
+    pub deadline: Option<Duration>,
+    /// Time that it may wait for its first assignment; `None` for the deadline's or, without one, the default.
+    pub wait: Option<Duration>,
+    /// Tasks of one action and key that meet share one run; empty for none.
+    pub key: &'a [u8],
+    /// Attempts before it is dead, at least 1.
+    pub max_attempts: u8,
+}
+
+impl<'a> Submission<'a> {
+    /// A task with the usual options.
+    pub fn new(id: u64, action: &'a str, payload: Bytes) -> Self {
+        Submission {
+            id,
+            action,
+            payload,
+            priority: limits::DEFAULT_PRIORITY,
+            deadline: None,
+            wait: None,
+            key: &[],
+            max_attempts: limits::DEFAULT_MAX_ATTEMPTS,
+        }
+    }
+}
+
+/// A worker as it describes itself.
+#[derive(Debug, Clone)]
+pub struct Registration<'a> {
+    /// Its own number for the request, repeated by [`Effect::Acknowledge`].
+    pub request: u64,
+    /// Its id, alone among the living.
+    pub worker_id: &'a str,
+    /// Tasks that it runs at once, at least 1.
+    pub threads: u32,
+    /// Tasks that it holds at most, at least `threads`.
+    pub window: u32,
+    /// Its share under the policy `weighted`, at least 1.
+    pub weight: u32,
+    /// Mean time that a task takes one of its threads, in nanoseconds.
+    pub service_ns: Option<u64>,
+    /// What it can do. Repeated names count once.
+    pub actions: Vec<&'a str>,
+}
+
+/// How an attempt ended at its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish<'a> {
+    /// Done; the payload is the result.
+    Done,
+    /// Failed for good, and why.
+    Failed(&'a str),
+    /// Failed, and why; another attempt may do better.
+    Retry(&'a str),
+    /// Not begun, and handed back; costs no attempt.
+    NotRun,
+}
+
+/// Something happened outside.
+#[derive(Debug, Clone)]
+pub enum Event<'a> {
+    /// A client's connection is ready to submit.
+    ClientJoined {
+        /// Its connection.
+        peer: Peer,
+    },
+    /// A client hands in a task.
+    Submit {
+        /// Who.
+        peer: Peer,
+        /// What.
+        task: Submission<'a>,
+    },
+    /// A client no longer wants a task. One that has ended, or never was, is no error.
+    Cancel {
+        /// Who.
+        peer: Peer,
+        /// The client's number for the task.
+        id: u64,
+    },
+    /// A worker comes, or one that is there describes itself anew.
+    Register {
+        /// Who.
+        peer: Peer,
+        /// How it describes itself.
+        registration: Registration<'a>,
+    },
+    /// A worker takes nothing new, or takes work again.
+    Drain {
+        /// Who.
+        peer: Peer,
+        /// Its own number for the request, repeated by [`Effect::Acknowledge`].
+        request: u64,
+        /// Takes work again.
+        resume: bool,
+    },
+    /// A worker has done with an assignment.
+    Finished {
+        /// Who.
+        peer: Peer,
+        /// Which.
+        assignment: AssignmentId,
+        /// How it ended.
+        finish: Finish<'a>,
+        /// The worker's mean time a task, in nanoseconds, when it tells.
+        service_ns: Option<u64>,
+        /// The result, or what a failure carries.
+        payload: Bytes,
+    },
+    /// A worker says how far an assignment is.
+    Progress {
+        /// Who.
+        peer: Peer,
+        /// Which.
+        assignment: AssignmentId,
+        /// How much is done.
+        done: u64,
+        /// How much there is to do; 0 when not known.
+        total: u64,
+        /// Anything it gives on the way.
+        payload: Bytes,
+    },
+    /// Bytes came from a worker, so it lives. Told once a read, whatever came in it.
+    Heard {
+        /// Who.
+        peer: Peer,
+    },
+    /// A connection is over.
+    Gone {
+        /// Whose.
+        peer: Peer,
+    },
+    /// Stop: answer what waits with `shutting_down`, give what runs `grace` to end, then say [`Effect::Stopped`].
+    Shutdown {
+        /// Time for what runs.
+        grace: Duration,
+    },
+}
+
+/// Something to be done outside. Carry effects out in their order, before the next event is handed in: an
+/// assignment's details are looked up in the scheduler, and are there until then at least.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Hand a task to a worker; [`Scheduler::assignment`](super::Scheduler::assignment) has its details.
+    Assign {
+        /// To whom.
+        peer: Peer,
+        /// Which.
+        assignment: AssignmentId,
+    },
+    /// Tell a worker that an assignment's result is not wanted any more.
+    CancelAssignment {
+        /// Whom.
+        peer: Peer,
+        /// Which.
+        assignment: AssignmentId,
+        /// Only hand it back if it has not begun.
+        recall: bool,
+    },
+    /// A task's result, for its client.
+    Result {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the task.
+        id: u64,
+        /// The result.
+        payload: Bytes,
+    },
+    /// A task's failure, for its client.
+    Fail {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the task.
+        id: u64,
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        message: Cow<'static, str>,
+        /// What the failure carries.
+        payload: Bytes,
+    },
+    /// How far a task is, for its client. May be dropped for one that does not read.
+    Progress {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the task.
+        id: u64,
+        /// How much is done.
+        done: u64,
+        /// How much there is to do; 0 when not known.
+        total: u64,
+        /// Anything that came with it.
+        payload: Bytes,
+    },
+    /// A worker's registration or drain is in force.
+    Acknowledge {
+        /// Whose.
+        peer: Peer,
+        /// Its own number for the request.
+        request: u64,
+        /// Tasks that it will be given at most.
+        window: u32,
+    },
+    /// Ask a worker that has been silent whether it is there.
+    Ping {
+        /// Whom.
+        peer: Peer,
+    },
+    /// Tell a peer that no new work comes or is taken on its connection.
+    GoAway {
+        /// Whom.
+        peer: Peer,
+    },
+    /// End a connection, telling why. [`Event::Gone`] need not follow: the scheduler has forgotten it already.
+    Close {
+        /// Whose.
+        peer: Peer,
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        message: Cow<'static, str>,
+    },
+    /// After [`Event::Shutdown`]: every task has had its answer. Flush what is to be sent, and end.
+    Stopped,
+}
+
+/// An assignment's details, for the dialect that writes it down.
+#[derive(Debug, Clone, Copy)]
+pub struct Assignment<'a> {
+    /// What to do.
+    pub action: &'a str,
+    /// What to do it with.
+    pub payload: &'a Bytes,
+    /// Which attempt it is, from 1.
+    pub attempt: u8,
+    /// When it must have ended, if it must.
+    pub deadline: Option<Time>,
+    /// Its key; empty for none.
+    pub key: &'a [u8],
+}
+
+/// How a worker is chosen for a task. Whatever the policy, free threads anywhere fill before any worker is
+/// given a task to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Each in turn.
+    RoundRobin,
+    /// The one with the least in flight relative to its threads.
+    #[default]
+    LeastLoaded,
+    /// Each in turn, as many times as its weight.
+    Weighted,
+}
+
+/// What to do with a task whose action no worker offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownAction {
+    /// It waits for a worker, as long as it may wait for its first assignment.
+    #[default]
+    Wait,
+    /// It is answered `unknown_action` at once.
+    Reject,
+}
+
+/// The scheduler's settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How a worker is chosen.
+    pub policy: Policy,
+    /// What becomes of a task that nobody can run.
+    pub unknown_action: UnknownAction,
+    /// Most tasks held, over all actions, waiting or assigned.
+    pub max_tasks: usize,
+    /// Most bytes of payload held, over all actions.
+    pub max_bytes: usize,
+    /// Most bytes of payload in flight to one worker; one task is always let through.
+    pub max_worker_bytes: usize,
+    /// Most action names known at once.
+    pub max_actions: usize,
+    /// Most workers registered at once.
+    pub max_workers: usize,
+    /// Waiting this long makes up for one level of priority.
+    pub aging: Duration,
+    /// A task that asks for no other time waits this long for its first assignment.
+    pub default_wait: Duration,
+    /// A worker that has been silent this long is asked whether it is there.
+    pub heartbeat: Duration,
+    /// A worker that has been silent this long is lost.
+    pub silence: Duration,
+    /// Seeds the hashing of ids, so that no peer can choose ids that collide.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            policy: Policy::default(),
+            unknown_action: UnknownAction::default(),
+            max_tasks: 4_000_000,
+            max_bytes: 1 << 30,
+            max_worker_bytes: 64 << 20,
+            max_actions: 65_536,
+            max_workers: 65_536,
+            aging: Duration::from_secs(5),
+            default_wait: limits::DEFAULT_WAIT,
+            heartbeat: limits::DEFAULT_HEARTBEAT,
+            silence: limits::DEFAULT_SILENCE,
+            seed: 0,
+        }
+    }
+}
+
+/// What a worker is doing, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct WorkerStatus {
+    /// Its id.
+    pub id: String,
+    /// Tasks that it runs at once.
+    pub threads: u32,
+    /// Tasks that it holds at most.
+    pub window: u32,
+    /// Its share under the policy `weighted`.
+    pub weight: u32,
+    /// Tasks that it holds now.
+    pub in_flight: u32,
+    /// Assignments that it has done.
+    pub done: u64,
+    /// Assignments that it said failed.
+    pub failed: u64,
+    /// Its mean time a task, in nanoseconds, if it told.
+    pub service_ns: Option<u64>,
+    /// It takes nothing new.
+    pub draining: bool,
+    /// What it can do.
+    pub actions: Vec<String>,
+    /// Microseconds since it registered.
+    pub connected_us: u64,
+}
+
+/// How an action is doing, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ActionStatus {
+    /// Its name.
+    pub name: String,
+    /// Workers that offer it.
+    pub workers: usize,
+    /// Tasks that wait.
+    pub queued: usize,
+    /// Tasks that workers hold.
+    pub running: usize,
+}
+
+/// What the scheduler has done and holds, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Totals {
+    /// Clients there now.
+    pub clients: usize,
+    /// Workers there now.
+    pub workers: usize,
+    /// Actions known now.
+    pub actions: usize,
+    /// Tasks that wait now.
+    pub queued: usize,
+    /// Tasks that workers hold now.
+    pub running: usize,
+    /// Bytes of payload held now.
+    pub bytes: usize,
+    /// Tasks taken since the start.
+    pub submitted: u64,
+    /// Tasks refused since the start.
+    pub refused: u64,
+    /// Tasks that ended with a result.
+    pub done: u64,
+    /// Tasks that ended with an error after they were taken.
+    pub failed: u64,
+    /// Assignments that came back because their worker was lost or handed them back.
+    pub requeued: u64,
+    /// Workers lost with work in hand, or silent too long.
+    pub workers_lost: u64,
+}

@@ -1,0 +1,43 @@
+//! The `reparto` command: finds the subcommand and hands over to its file. No logic of its own.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod balancer;
+mod demo;
+mod repl;
+mod status;
+mod submit;
+mod worker;
+
+/// A task load balancer: clients hand in tasks, workers run them, nothing is lost on the way.
+#[derive(Parser)]
+#[command(name = "reparto", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Balancer(balancer::Args),
+    Worker(worker::Args),
+    Submit(submit::Args),
+    Repl(repl::Args),
+    Status(status::Args),
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("REPARTO_LOG", "warn")).init();
+    match cli.command {
+        Command::Balancer(args) => balancer::run(args),
+        Command::Worker(args) => worker::run(args),
+        Command::Submit(args) => submit::run(args),
+        Command::Repl(args) => repl::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Demo(args) => demo::run(args),
+    }
+}
