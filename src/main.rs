@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 
 mod balancer;
 mod demo;
+#[allow(dead_code)] // Until the subcommands that need it are there.
+mod parse;
 mod repl;
 mod status;
 mod submit;
