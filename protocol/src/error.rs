@@ -197,6 +197,12 @@ pub enum FrameError {
         /// The flags.
         flags: u8,
     },
+    /// The id is 0, which stands for the connection, where an answer needs one of its own.
+    #[error("{frame} has the id 0, which stands for the connection itself")]
+    NoId {
+        /// In which frame.
+        frame: FrameType,
+    },
     /// The connection does not begin with the protocol's magic number.
     #[error("this is not the Reparto protocol: the first frame does not begin with its magic number")]
     BadMagic,

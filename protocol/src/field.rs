@@ -217,11 +217,17 @@ pub(crate) fn put_u64(out: &mut BytesMut, tag: Tag, value: u64) {
     out.put_u64(value);
 }
 
-/// Puts a field of bytes, cut to `most` (which is below 64 KiB).
+/// Puts a field of bytes, cut to `most`, and to what a field can hold.
 pub(crate) fn put_bytes(out: &mut BytesMut, tag: Tag, value: &[u8], most: usize) {
     let value = &value[..value.len().min(most).min(usize::from(u16::MAX))];
     put_header(out, tag, value.len() as u16);
     out.put_slice(value);
+}
+
+/// Puts a field that names something. One longer than `most` is cut one byte beyond, which every reader refuses:
+/// cut to `most` it could be another thing's name.
+pub(crate) fn put_name(out: &mut BytesMut, tag: Tag, value: &[u8], most: usize) {
+    put_bytes(out, tag, value, most + 1);
 }
 
 /// Puts a field of text, cut at a character to at most `most` bytes.

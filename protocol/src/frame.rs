@@ -19,7 +19,7 @@ use crate::error::FrameError;
 pub const HEADER_BYTES: usize = 16;
 
 /// Bytes of the length field, which does not count itself.
-const LENGTH_BYTES: usize = 4;
+pub(crate) const LENGTH_BYTES: usize = 4;
 
 macro_rules! frame_types {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
@@ -198,9 +198,13 @@ impl HeadWriter {
     pub(crate) fn end(self, out: &mut BytesMut, payload_bytes: usize) {
         let head = &mut out[self.start..];
         let fields = head.len() - HEADER_BYTES;
+        // Each message has a handful of fields, none longer than MAX_MESSAGE_BYTES, so they fit by far.
         debug_assert!(fields <= usize::from(u16::MAX), "callers bound what they put into fields");
-        let length = head.len() - LENGTH_BYTES + payload_bytes;
-        BigEndian::write_u32(&mut head[..LENGTH_BYTES], length as u32);
+        // Past what the field can say, it says what every reader refuses, rather than a smaller length that
+        // would turn the rest of the payload into frames.
+        let length = (head.len() - LENGTH_BYTES).saturating_add(payload_bytes);
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        BigEndian::write_u32(&mut head[..LENGTH_BYTES], length);
         BigEndian::write_u16(&mut head[6..8], fields as u16);
     }
 }

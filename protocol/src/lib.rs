@@ -1,7 +1,8 @@
 //! Reparto's wire protocol, version 1: frames, messages, their codec, and the limits that both sides keep.
 //!
 //! What it does: finds frames in a stream of bytes ([`Frame::parse`], [`FrameStream`]), understands them
-//! ([`Message::decode`]) and writes them ([`Message::encode`]). What it leaves to you: sockets, threads, time,
+//! ([`Message::decode`]) and writes them ([`Message::encode`], and [`Message::try_encode`] for values that are
+//! not your own). What it leaves to you: sockets, threads, time,
 //! and what to do about any message. The contract, for people who write a peer in another language, is
 //! docs/PROTOCOL.md; `protocol/vectors/` holds its frames as hex.
 //!

@@ -17,6 +17,11 @@ pub const MIN_MAX_FRAME_BYTES: u32 = 128 * 1024;
 /// Largest frame that may be configured: 1 GiB.
 pub const MAX_MAX_FRAME_BYTES: u32 = 1024 * 1024 * 1024;
 
+/// How much longer than MAX_FRAME says a frame from the balancer may be: 64 KiB. It passes a payload on under
+/// fields of its own, which may take more room than those the payload came under, so clients and workers take
+/// frames of up to MAX_FRAME and this.
+pub const RELAY_SLACK_BYTES: u32 = 64 * 1024;
+
 /// Longest action name, in bytes of UTF-8.
 pub const MAX_ACTION_BYTES: usize = 255;
 
@@ -25,6 +30,9 @@ pub const MAX_WORKER_ID_BYTES: usize = 255;
 
 /// Longest task key, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
+
+/// Longest shared secret in a HELLO, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 255;
 
 /// Longest sentence in an ERROR, GOAWAY or failed TASK_RESULT, in bytes; longer ones are cut at a character.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024;
