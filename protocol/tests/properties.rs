@@ -209,7 +209,7 @@ proptest! {
         cuts in vec(any::<proptest::sample::Index>(), 0..12),
         broken in any::<Option<(proptest::sample::Index, u8)>>(),
     ) {
-        let mut wire: Vec<u8> = messages.iter().flat_map(|message| common::encode_json(message)).collect();
+        let mut wire: Vec<u8> = messages.iter().flat_map(common::encode_json).collect();
         if let Some((place, value)) = broken {
             let place = place.index(wire.len());
             wire[place] = value;
