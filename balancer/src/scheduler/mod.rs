@@ -1,47 +1,365 @@
-//! The scheduler: who runs what, when. A deterministic state machine without I/O, clock or threads.
+//! The scheduler: who runs what, when.
+//!
+//! A deterministic state machine. It has no sockets, no clock and no threads: events and the time come in as
+//! arguments, effects go out as values, and the same events at the same times give the same effects. Every rule on
+//! tasks, workers and queues is decided here and nowhere else.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use reparto_balancer::scheduler::{Config, Effect, Event, Finish, Peer, Registration, Scheduler, Submission, Time};
+//!
+//! let (client, worker) = (Peer { index: 0, generation: 1 }, Peer { index: 1, generation: 1 });
+//! let mut scheduler = Scheduler::new(Config::default());
+//! let mut effects = Vec::new();
+//! scheduler.handle(Time(0), Event::ClientJoined { peer: client }, &mut effects);
+//! let registration = Registration {
+//!     request: 1, worker_id: "w1", threads: 1, window: 1, weight: 1, service_ns: None, actions: vec!["upper"],
+//! };
+//! scheduler.handle(Time(0), Event::Register { peer: worker, registration }, &mut effects);
+//! effects.clear();
+//!
+//! let task = Submission::new(7, "upper", Bytes::from_static(b"hola"));
+//! scheduler.handle(Time(10), Event::Submit { peer: client, task }, &mut effects);
+//! let [Effect::Assign { peer, assignment }] = effects[..] else { panic!("{effects:?}") };
+//! assert_eq!(peer, worker);
+//! assert_eq!(scheduler.assignment(assignment).map(|a| a.payload.clone()), Some(Bytes::from_static(b"hola")));
+//!
+//! effects.clear();
+//! let payload = Bytes::from_static(b"HOLA");
+//! let finished = Event::Finished { peer: worker, assignment, finish: Finish::Done, service_ns: None, payload };
+//! scheduler.handle(Time(20), finished, &mut effects);
+//! assert_eq!(effects, [Effect::Result { peer: client, id: 7, payload: Bytes::from_static(b"HOLA") }]);
+//! ```
+//!
+//! # How it is laid out
+//!
+//! Everything lives in slabs ([`slab`]) and is known by index. A task ([`task`]) is in exactly one place: in a
+//! flow of its action's queue ([`queue`]), or held by a worker ([`worker`]). Workers are chosen by [`choice`]; the
+//! timers of tasks stand in a [`wheel`], what is due for workers in a small ordered set. The rules themselves are
+//! in `clients` (submit, cancel, leave), `workers` (register, assign, finish, lost, recall) and `ending`
+//! (answering, expiring, stopping).
+//!
+//! One invariant carries the speed: after every event, no action has both a waiting task and a worker with room.
+//! So a new task either goes straight to a worker or to its queue, and a worker that has finished is the only one
+//! that need be fed.
 
 mod api;
+mod choice;
+mod clients;
+mod ending;
+mod queue;
+mod slab;
+mod status;
+mod task;
+mod wheel;
+mod worker;
+mod workers;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
 
 pub use api::*;
+use choice::{Choice, HasOffers, Offers};
+use clients::Client;
+use queue::{Flows, Queue};
+use slab::{NONE, Slab};
+use task::{Task, Waiter};
+use wheel::{Step, Wheel};
+use worker::Worker;
 
-/// The state machine. See [`Scheduler::handle`].
+/// Steps of the timing wheel a call of [`Scheduler::tick`], so that a million deadlines at one moment do not hold
+/// up everything else.
+const STEPS_A_TICK: usize = 4096;
+
+/// The state machine. Hand it events with [`handle`](Self::handle), and call [`tick`](Self::tick) when
+/// [`next_timer`](Self::next_timer) has come.
 #[derive(Debug)]
-pub struct Scheduler {}
+pub struct Scheduler {
+    config: Config,
+    now: Time,
+    /// By [`Peer::index`].
+    peers: Vec<PeerRow>,
+    clients: Slab<Client>,
+    workers: Slab<Worker>,
+    worker_ids: HashMap<Box<str>, u32, FixedState>,
+    actions: Slab<Action>,
+    action_names: HashTable<u32>,
+    /// Actions that have tasks waiting.
+    backlog: Vec<u32>,
+    tasks: Slab<Task>,
+    waiters: Slab<Waiter>,
+    /// Tasks that have a key, by action and key.
+    keys: HashTable<u32>,
+    flows: Flows,
+    choice: Choice,
+    wheel: Wheel,
+    /// When each worker is next looked at.
+    checks: BTreeSet<(Time, u32)>,
+    hasher: FixedState,
+    /// New for every attempt; never 0.
+    attempt_tag: u32,
+    /// Counts services of queues, to tell which action was served last.
+    services: u64,
+    /// Tasks that wait, over all actions.
+    queued: usize,
+    /// Bytes of payload held, over all tasks.
+    bytes: usize,
+    /// Answers owed, over all clients.
+    owed: usize,
+    stopping: Option<Stopping>,
+    counts: Counts,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PeerRow {
+    generation: u32,
+    role: Role,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Unknown, or gone.
+    None,
+    Client(u32),
+    Worker(u32),
+}
+
+#[derive(Debug)]
+struct Action {
+    name: Box<str>,
+    queue: Queue,
+    offers: Offers,
+    running: usize,
+    /// Its place in the backlog, or [`NONE`].
+    in_backlog: u32,
+    /// The number of the service that last took from it.
+    served: u64,
+}
+
+impl HasOffers for Action {
+    #[inline]
+    fn offers_mut(&mut self) -> &mut Offers {
+        &mut self.offers
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stopping {
+    until: Time,
+    said: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    submitted: u64,
+    refused: u64,
+    done: u64,
+    failed: u64,
+    requeued: u64,
+    workers_lost: u64,
+}
 
 impl Scheduler {
-    /// An empty scheduler.
-    pub fn new(_config: Config) -> Self {
-        Scheduler {}
+    /// A scheduler without clients, workers or tasks.
+    pub fn new(config: Config) -> Self {
+        let hasher = FixedState::with_seed(config.seed);
+        Scheduler {
+            now: Time(0),
+            peers: Vec::new(),
+            clients: Slab::new(),
+            workers: Slab::new(),
+            worker_ids: HashMap::with_hasher(hasher.clone()),
+            actions: Slab::new(),
+            action_names: HashTable::new(),
+            backlog: Vec::new(),
+            tasks: Slab::new(),
+            waiters: Slab::new(),
+            keys: HashTable::new(),
+            flows: Flows::new(config.aging.as_micros().try_into().unwrap_or(u64::MAX), config.seed),
+            choice: Choice::new(config.policy),
+            wheel: Wheel::new(),
+            checks: BTreeSet::new(),
+            hasher,
+            attempt_tag: 0,
+            services: 0,
+            queued: 0,
+            bytes: 0,
+            owed: 0,
+            stopping: None,
+            counts: Counts::default(),
+            config,
+        }
     }
 
-    /// Takes an event at a moment, and appends what is to be done about it.
-    pub fn handle(&mut self, _now: Time, _event: Event<'_>, _effects: &mut Vec<Effect>) {}
+    /// Takes an event, and appends what is to be done about it to `effects`.
+    ///
+    /// Events of peers that are not known, or not any more, are dropped: they are late, not wrong. A `now` before
+    /// the latest one counts as the latest one.
+    pub fn handle(&mut self, now: Time, event: Event<'_>, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Submit { peer, task } => {
+                if let Role::Client(client) = self.role(peer) {
+                    self.submit(client, task, effects);
+                }
+            }
+            Event::Finished { peer, assignment, finish, service_ns, payload } => {
+                if let Role::Worker(worker) = self.role(peer) {
+                    self.finished(worker, assignment, finish, service_ns, payload, effects);
+                }
+            }
+            Event::Heard { peer } => {
+                if let Role::Worker(worker) = self.role(peer) {
+                    self.heard(worker);
+                }
+            }
+            Event::Progress { peer, assignment, done, total, payload } => {
+                if let Role::Worker(worker) = self.role(peer) {
+                    self.progress(worker, assignment, (done, total), payload, effects);
+                }
+            }
+            Event::Cancel { peer, id } => {
+                if let Role::Client(client) = self.role(peer) {
+                    self.cancel(client, id, effects);
+                }
+            }
+            Event::ClientJoined { peer } => self.client_joined(peer, effects),
+            Event::Register { peer, registration } => self.register(peer, &registration, effects),
+            Event::Drain { peer, request, resume } => {
+                if let Role::Worker(worker) = self.role(peer) {
+                    self.drain(worker, request, resume, effects);
+                }
+            }
+            Event::Gone { peer } => match self.forget_peer(peer) {
+                Role::Client(client) => self.client_gone(client, effects),
+                Role::Worker(worker) => self.worker_lost(worker, effects),
+                Role::None => {}
+            },
+            Event::Shutdown { grace } => self.shut_down(grace, effects),
+        }
+        if self.stopping.is_some() {
+            self.stop_if_quiet(effects);
+        }
+    }
 
-    /// Does what is due by `now`. Call it when [`next_timer`](Self::next_timer) has come.
-    pub fn tick(&mut self, _now: Time, _effects: &mut Vec<Effect>) {}
+    /// Does what is due by `now`: deadlines, heartbeats, recalls, the end of a shutdown. The work a call is
+    /// bounded; where more is due, [`next_timer`](Self::next_timer) says so at once.
+    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        for _ in 0..STEPS_A_TICK {
+            match self.wheel.step(&mut self.tasks, self.now) {
+                Step::Due(task) => self.expire(task, effects),
+                Step::Moved => {}
+                Step::Reached => break,
+            }
+        }
+        while let Some((at, worker)) = self.checks.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.checks.remove(&(at, worker));
+            self.check_worker(worker, effects);
+        }
+        if self.stopping.is_some() {
+            self.stop_if_quiet(effects);
+        }
+    }
 
-    /// When [`tick`](Self::tick) is next needed.
+    /// When [`tick`](Self::tick) is next needed; `None` when nothing waits for a time.
     pub fn next_timer(&self) -> Option<Time> {
-        None
+        let stop = self.stopping.filter(|stopping| !stopping.said).map(|stopping| stopping.until);
+        let check = self.checks.first().map(|(at, _)| *at);
+        [self.wheel.next(), check, stop].into_iter().flatten().min()
     }
 
-    /// The details of an assignment that a worker holds.
-    pub fn assignment(&self, _id: AssignmentId) -> Option<Assignment<'_>> {
-        None
+    /// The details of an assignment that a worker holds; `None` when it has ended.
+    #[inline]
+    pub fn assignment(&self, id: AssignmentId) -> Option<Assignment<'_>> {
+        let task = &self.tasks[self.task_of(id)?];
+        Some(Assignment {
+            action: &self.actions[task.action].name,
+            payload: &task.payload,
+            attempt: task.spent.saturating_add(1),
+            deadline: (task.deadline != Task::NEVER).then_some(task.deadline),
+            key: task.key(),
+        })
     }
 
-    /// Counts, for people.
-    pub fn totals(&self) -> Totals {
-        Totals::default()
+    /// The task of an assignment that is held by a worker now.
+    #[inline]
+    fn task_of(&self, id: AssignmentId) -> Option<u32> {
+        let (tag, index) = ((id.0 >> 32) as u32, id.0 as u32);
+        let task = self.tasks.get(index)?;
+        (task.attempt_tag == tag && matches!(task.place, task::Place::Held(_))).then_some(index)
     }
 
-    /// A page of the workers, in an order that stays while none comes or goes.
-    pub fn workers(&self, _now: Time, _offset: usize, _limit: usize) -> Vec<WorkerStatus> {
-        Vec::new()
+    #[inline]
+    fn role(&self, peer: Peer) -> Role {
+        match self.peers.get(peer.index as usize) {
+            Some(row) if row.generation == peer.generation => row.role,
+            _ => Role::None,
+        }
     }
 
-    /// A page of the actions, in an order that stays while none comes or goes.
-    pub fn actions(&self, _offset: usize, _limit: usize) -> Vec<ActionStatus> {
-        Vec::new()
+    /// Gives a peer a role.
+    fn know_peer(&mut self, peer: Peer, role: Role) {
+        let index = peer.index as usize;
+        if index >= self.peers.len() {
+            self.peers.resize(index + 1, PeerRow { generation: 0, role: Role::None });
+        }
+        self.peers[index] = PeerRow { generation: peer.generation, role };
+    }
+
+    fn forget_peer(&mut self, peer: Peer) -> Role {
+        let role = self.role(peer);
+        if role != Role::None {
+            self.peers[peer.index as usize].role = Role::None;
+        }
+        role
+    }
+
+    fn find_action(&self, name: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(name);
+        self.action_names.find(hash, |action| &*self.actions[*action].name == name).copied()
+    }
+
+    /// The action's row, begun if need be; `None` when there are as many as there may be.
+    fn action_or_new(&mut self, name: &str) -> Option<u32> {
+        if let Some(action) = self.find_action(name) {
+            return Some(action);
+        }
+        if self.actions.len() >= self.config.max_actions {
+            return None;
+        }
+        let action = self.actions.insert(Action {
+            name: name.into(),
+            queue: Queue::default(),
+            offers: Offers::new(),
+            running: 0,
+            in_backlog: NONE,
+            served: 0,
+        });
+        let (actions, hasher) = (&self.actions, &self.hasher);
+        let hash_of = |index: &u32| hasher.hash_one(&*actions[*index].name);
+        self.action_names.insert_unique(hash_of(&action), action, hash_of);
+        Some(action)
+    }
+
+    /// Forgets an action that has neither workers nor tasks, if that has not been done already.
+    fn drop_idle_action(&mut self, action: u32) {
+        let Some(row) = self.actions.get(action) else { return };
+        if row.offers.workers > 0 || row.running > 0 || !row.queue.is_empty() {
+            return;
+        }
+        let hash = self.hasher.hash_one(&*row.name);
+        if let Ok(entry) = self.action_names.find_entry(hash, |other| *other == action) {
+            entry.remove();
+        }
+        self.actions.remove(action);
     }
 }

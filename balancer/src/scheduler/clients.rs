@@ -1,0 +1,327 @@
+//! Clients: submitting, cancelling, leaving; and the bounds on what they may have waiting.
+
+use std::borrow::Cow;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+use reparto_protocol::ErrorCode;
+
+use super::slab::{Link, List, NONE, Slab};
+use super::task::{Extra, Place, SHARE_BYTES, Task, Waiter};
+use super::{Effect, Peer, Role, Scheduler, Submission, UnknownAction};
+
+/// In a client's table, an entry with this bit is a waiter's row, one without a task's.
+const WAITER_BIT: u32 = 1 << 31;
+
+/// The part of the bounds that is kept for clients that have little waiting, so that one that floods the queue
+/// does not shut the others out. It comes on top of the bounds.
+const RESERVE_PART: usize = 16;
+
+/// A client has little waiting below this part of the bounds.
+const LITTLE_PART: usize = 64;
+
+/// A client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) peer: Peer,
+    /// What it waits for, by its own numbers: tasks whose first waiter it is, and waiters' rows.
+    pub(super) table: HashTable<u32>,
+    /// Bytes of payload of the tasks whose first waiter it is.
+    pub(super) bytes: usize,
+    /// The action of its latest task, which its next one likely has too.
+    last_action: u32,
+}
+
+/// What a client waits for by one of its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    First(u32),
+    Beside(u32),
+}
+
+impl Wait {
+    fn of(entry: u32) -> Wait {
+        if entry & WAITER_BIT == 0 { Wait::First(entry) } else { Wait::Beside(entry & !WAITER_BIT) }
+    }
+}
+
+fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
+    match Wait::of(entry) {
+        Wait::First(task) => tasks[task].client_id,
+        Wait::Beside(waiter) => waiters[waiter].client_id,
+    }
+}
+
+impl Scheduler {
+    pub(super) fn client_joined(&mut self, peer: Peer, effects: &mut Vec<Effect>) {
+        if self.role(peer) != Role::None {
+            return;
+        }
+        let client =
+            self.clients.insert(Client { peer, table: HashTable::new(), bytes: 0, last_action: NONE });
+        self.know_peer(peer, Role::Client(client));
+        if self.stopping.is_some() {
+            effects.push(Effect::GoAway { peer });
+        }
+    }
+
+    /// Takes a task in: to a worker with room, or else into its queue; or refuses it.
+    pub(super) fn submit(&mut self, client: u32, mut submission: Submission<'_>, effects: &mut Vec<Effect>) {
+        let action = match self.admit(client, &submission) {
+            Ok(action) => action,
+            Err((code, message)) => {
+                self.counts.refused += 1;
+                let peer = self.clients[client].peer;
+                let payload = Bytes::new();
+                effects.push(Effect::Fail { peer, id: submission.id, code, message, payload });
+                return;
+            }
+        };
+        self.counts.submitted += 1;
+        if !submission.key.is_empty()
+            && let Some(task) = self.find_key(action, submission.key)
+        {
+            self.wait_beside(task, client, submission.id);
+            return;
+        }
+        let bytes = submission.payload.len();
+        if bytes < SHARE_BYTES {
+            submission.payload = Bytes::copy_from_slice(&submission.payload);
+        }
+        let mut row = Task::new(submission.payload, client, submission.id, action, self.now);
+        row.priority = submission.priority;
+        row.max_attempts = submission.max_attempts.max(1);
+        row.deadline = submission.deadline.map_or(Task::NEVER, |deadline| self.now.after(deadline));
+        if !submission.key.is_empty() {
+            row.extra = Some(Box::new(Extra { key: submission.key.into(), waiters: List::new() }));
+        }
+        let task = self.tasks.insert(row);
+        self.bytes += bytes;
+        self.clients[client].bytes += bytes;
+        self.enter(client, submission.id, task);
+        if !submission.key.is_empty() {
+            self.enter_key(task);
+        }
+        self.place_new(task, submission.wait, effects);
+    }
+
+    /// Gives a new task to a worker, or queues it.
+    fn place_new(&mut self, task: u32, wait: Option<Duration>, effects: &mut Vec<Effect>) {
+        let action = self.tasks[task].action;
+        // Where tasks wait, no worker has room: that holds after every event.
+        if self.actions[action].queue.is_empty()
+            && let Some(pick) = self.choice.pick(&self.actions[action].offers)
+        {
+            self.assign(task, pick, effects);
+            return;
+        }
+        let deadline = self.tasks[task].deadline;
+        let wait = wait.or((deadline == Task::NEVER).then_some(self.config.default_wait));
+        let until = wait.map_or(deadline, |wait| deadline.min(self.now.after(wait)));
+        self.wheel.set(&mut self.tasks, task, until);
+        self.enqueue(task, false);
+    }
+
+    /// Checks a task against the rules and bounds, and finds its action.
+    fn admit(
+        &mut self,
+        client: u32,
+        submission: &Submission<'_>,
+    ) -> Result<u32, (ErrorCode, Cow<'static, str>)> {
+        if self.stopping.is_some() {
+            return Err((ErrorCode::ShuttingDown, "the balancer is shutting down".into()));
+        }
+        if self.find_wait(client, submission.id).is_some() {
+            let message = format!("this connection already has a task {} in flight", submission.id);
+            return Err((ErrorCode::DuplicateTask, message.into()));
+        }
+        self.check_bounds(client, submission.payload.len())?;
+        let last = self.clients[client].last_action;
+        let known = match self.actions.get(last) {
+            Some(row) if &*row.name == submission.action => Some(last),
+            _ => self.find_action(submission.action),
+        };
+        let served = known.is_some_and(|action| self.actions[action].offers.workers > 0);
+        if !served && self.config.unknown_action == UnknownAction::Reject {
+            let message = format!("no worker offers the action '{}'", submission.action);
+            return Err((ErrorCode::UnknownAction, message.into()));
+        }
+        let action = match known {
+            Some(action) => action,
+            None => self.action_or_new(submission.action).ok_or_else(|| {
+                let message = format!("there are {} action names already, the bound", self.actions.len());
+                (ErrorCode::QueueFull, message.into())
+            })?,
+        };
+        self.clients[client].last_action = action;
+        Ok(action)
+    }
+
+    fn check_bounds(&self, client: u32, bytes: usize) -> Result<(), (ErrorCode, Cow<'static, str>)> {
+        let (held, held_bytes) = (self.tasks.len() + self.waiters.len(), self.bytes + bytes);
+        let (mut max_tasks, mut max_bytes) = (self.config.max_tasks, self.config.max_bytes);
+        if held < max_tasks && held_bytes <= max_bytes {
+            return Ok(());
+        }
+        let row = &self.clients[client];
+        if row.table.len() < max_tasks / LITTLE_PART && row.bytes + bytes < max_bytes / LITTLE_PART {
+            max_tasks += max_tasks / RESERVE_PART;
+            max_bytes += max_bytes / RESERVE_PART;
+        }
+        if held >= max_tasks {
+            let message = format!("the balancer holds {held} tasks, and its bound is {max_tasks}");
+            return Err((ErrorCode::QueueFull, message.into()));
+        }
+        if held_bytes > max_bytes {
+            let message = format!(
+                "the balancer holds {} bytes of payload, and with this task's {bytes} would pass its bound of {max_bytes}",
+                self.bytes
+            );
+            return Err((ErrorCode::QueueFull, message.into()));
+        }
+        Ok(())
+    }
+
+    /// A client no longer wants a task.
+    pub(super) fn cancel(&mut self, client: u32, id: u64, effects: &mut Vec<Effect>) {
+        let Some(wait) = self.find_wait(client, id) else { return };
+        self.remove_entry(client, id);
+        let peer = self.clients[client].peer;
+        let message = "cancelled by its client".into();
+        effects.push(Effect::Fail { peer, id, code: ErrorCode::Cancelled, message, payload: Bytes::new() });
+        self.counts.failed += 1;
+        self.stop_waiting(wait, effects);
+    }
+
+    /// A client's connection is over: nobody waits for its tasks any more.
+    pub(super) fn client_gone(&mut self, client: u32, effects: &mut Vec<Effect>) {
+        let table = std::mem::take(&mut self.clients[client].table);
+        self.owed -= table.len();
+        self.counts.failed += table.len() as u64;
+        // Those beside the first go before the first ones, lest one of them be made the first of its task.
+        let (beside, first): (Vec<u32>, Vec<u32>) =
+            table.into_iter().partition(|entry| entry & WAITER_BIT != 0);
+        for entry in beside.into_iter().chain(first) {
+            self.stop_waiting(Wait::of(entry), effects);
+        }
+        self.clients.remove(client);
+    }
+
+    /// One waiter less, whose entry is gone already. A task that nobody waits for any more is taken out of its
+    /// queue, or, at a worker, cancelled there.
+    fn stop_waiting(&mut self, wait: Wait, effects: &mut Vec<Effect>) {
+        let task = match wait {
+            Wait::Beside(waiter) => {
+                let task = self.waiters[waiter].task;
+                self.remove_waiter(waiter);
+                task
+            }
+            Wait::First(task) => {
+                let bytes = self.tasks[task].payload.len();
+                let client = self.tasks[task].client;
+                self.clients[client].bytes -= bytes;
+                self.tasks[task].client = NONE;
+                self.promote_waiter(task);
+                task
+            }
+        };
+        if !self.tasks[task].is_wanted() {
+            self.abandon(task, effects);
+        }
+    }
+
+    /// Makes the next waiter the first, if there is one.
+    fn promote_waiter(&mut self, task: u32) {
+        let waiter = self.tasks[task].waiters().head();
+        if waiter == NONE {
+            return;
+        }
+        let (client, client_id) = (self.waiters[waiter].client, self.waiters[waiter].client_id);
+        let queued = matches!(self.tasks[task].place, Place::Queued(_));
+        if queued {
+            self.unqueue(task);
+        }
+        self.remove_entry(client, client_id);
+        self.remove_waiter(waiter);
+        let row = &mut self.tasks[task];
+        (row.client, row.client_id) = (client, client_id);
+        self.clients[client].bytes += row.payload.len();
+        self.enter(client, client_id, task);
+        if queued {
+            self.enqueue(task, false);
+        }
+    }
+
+    /// Enters a client's number for a task whose first waiter it is, or, with the bit, for a waiter's row.
+    fn enter(&mut self, client: u32, id: u64, entry: u32) {
+        self.owed += 1;
+        let (tasks, waiters, hasher) = (&self.tasks, &self.waiters, &self.hasher);
+        self.clients[client].table.insert_unique(hasher.hash_one(id), entry, |other| {
+            hasher.hash_one(client_id_of(tasks, waiters, *other))
+        });
+    }
+
+    fn find_wait(&self, client: u32, id: u64) -> Option<Wait> {
+        let same = |entry: &u32| client_id_of(&self.tasks, &self.waiters, *entry) == id;
+        self.clients[client].table.find(self.hasher.hash_one(id), same).map(|entry| Wait::of(*entry))
+    }
+
+    /// Takes a client's number out of its table. The row it stands for must still be there.
+    #[inline]
+    pub(super) fn remove_entry(&mut self, client: u32, id: u64) {
+        let (tasks, waiters) = (&self.tasks, &self.waiters);
+        let same = |entry: &u32| client_id_of(tasks, waiters, *entry) == id;
+        if let Ok(entry) = self.clients[client].table.find_entry(self.hasher.hash_one(id), same) {
+            entry.remove();
+            self.owed -= 1;
+        }
+    }
+
+    // ---- waiters beside the first, and keys ----
+
+    fn wait_beside(&mut self, task: u32, client: u32, client_id: u64) {
+        let waiter = self.waiters.insert(Waiter { task, client, client_id, link: Link::new() });
+        if let Some(extra) = &mut self.tasks[task].extra {
+            extra.waiters.push_back(&mut self.waiters, waiter);
+        }
+        self.enter(client, client_id, waiter | WAITER_BIT);
+    }
+
+    /// Removes a waiter's row; its client's entry is the caller's.
+    pub(super) fn remove_waiter(&mut self, waiter: u32) {
+        let task = self.waiters[waiter].task;
+        if let Some(extra) = &mut self.tasks[task].extra {
+            extra.waiters.remove(&mut self.waiters, waiter);
+        }
+        self.waiters.remove(waiter);
+    }
+
+    /// A task of this action and key that someone still waits for.
+    fn find_key(&self, action: u32, key: &[u8]) -> Option<u32> {
+        let same = |task: &u32| {
+            let task = &self.tasks[*task];
+            task.action == action && task.key() == key
+        };
+        self.keys.find(self.hasher.hash_one((action, key)), same).copied()
+    }
+
+    fn enter_key(&mut self, task: u32) {
+        let (tasks, hasher) = (&self.tasks, &self.hasher);
+        let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks[*task].key()));
+        self.keys.insert_unique(hash_of(&task), task, hash_of);
+    }
+
+    /// Takes a task's key out, so that no one joins it any more.
+    pub(super) fn remove_key(&mut self, task: u32) {
+        let row = &self.tasks[task];
+        if row.key().is_empty() {
+            return;
+        }
+        let hash = self.hasher.hash_one((row.action, row.key()));
+        if let Ok(entry) = self.keys.find_entry(hash, |other| *other == task) {
+            entry.remove();
+        }
+    }
+}

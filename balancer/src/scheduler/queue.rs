@@ -1,0 +1,388 @@
+//! An action's queue: ten levels of priority, and in each the clients that have tasks there taking turns.
+//!
+//! Between levels: a task's rank is its priority plus the time it has waited in units of `aging`. All ranks rise
+//! alike, so of two levels that one goes first whose next task has the smaller `since - priority * aging`, which
+//! never changes: no task has to be moved while it waits, and nothing starves.
+//!
+//! Within a level: deficit round robin over the clients by payload bytes, after M. Shreedhar and G. Varghese,
+//! "Efficient Fair Queuing Using Deficit Round-Robin" (SIGCOMM 1995). A client's tasks of one action and level are
+//! a *flow*, first-in first-out.
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+use reparto_protocol::limits::MAX_PRIORITY;
+use std::hash::BuildHasher;
+
+use super::slab::{Link, List, NONE, Slab, linked};
+use super::task::{Place, PlaceLink, Task};
+
+const LEVELS: usize = MAX_PRIORITY as usize + 1;
+
+/// What a flow may take a turn, in bytes of cost.
+const QUANTUM: u64 = 8 * 1024;
+
+/// What a task costs beside its payload, in bytes: a flow of small tasks gets some 40 a turn.
+const TASK_COST: u64 = 128;
+
+#[derive(Debug)]
+struct Ring;
+
+/// One client's tasks of one action and level.
+#[derive(Debug)]
+struct Flow {
+    client: u32,
+    action: u32,
+    priority: u8,
+    /// What it may still take this turn, in bytes of cost.
+    deficit: u64,
+    tasks: List<PlaceLink>,
+    ring: Link,
+}
+
+linked!(Flow, Ring, ring);
+
+/// The queue of one action. Its flows stand in [`Flows`].
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    levels: [Level; LEVELS],
+    /// The levels that have tasks, a bit each.
+    occupied: u16,
+    tasks: usize,
+}
+
+#[derive(Debug)]
+struct Level(List<Ring>);
+
+impl Default for Level {
+    fn default() -> Self {
+        Level(List::new())
+    }
+}
+
+/// Which task a queue would give next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Next {
+    pub(super) priority: u8,
+    /// The smaller goes first: the moment since it waits, less its priority's worth of waiting.
+    pub(super) rank: i128,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.tasks
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks == 0
+    }
+}
+
+/// The flows of all queues.
+#[derive(Debug)]
+pub(super) struct Flows {
+    flows: Slab<Flow>,
+    /// Finds a flow by client, action and priority.
+    index: HashTable<u32>,
+    hasher: FixedState,
+    /// Waiting this long makes up for one level of priority, in microseconds.
+    aging_us: u64,
+}
+
+impl Flows {
+    pub(super) fn new(aging_us: u64, seed: u64) -> Self {
+        Flows { flows: Slab::new(), index: HashTable::new(), hasher: FixedState::with_seed(seed), aging_us }
+    }
+
+    /// Flows that have tasks.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Queues a task behind its client's others.
+    pub(super) fn push_back(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
+        let flow = self.flow_of(queue, &tasks[task]);
+        self.flows[flow].tasks.push_back(tasks, task);
+        tasks[task].place = Place::Queued(flow);
+        queue.tasks += 1;
+    }
+
+    /// Queues a task before its client's others, and gives its client the next turn.
+    pub(super) fn push_front(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
+        let flow = self.flow_of(queue, &tasks[task]);
+        self.flows[flow].tasks.push_front(tasks, task);
+        let cost = cost_of(&tasks[task]);
+        self.flows[flow].deficit = self.flows[flow].deficit.max(cost);
+        let ring = &mut queue.levels[usize::from(tasks[task].priority)].0;
+        ring.remove(&mut self.flows, flow);
+        ring.push_front(&mut self.flows, flow);
+        tasks[task].place = Place::Queued(flow);
+        queue.tasks += 1;
+    }
+
+    /// Takes a task out of the middle. It must stand in this queue.
+    pub(super) fn remove(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
+        let Place::Queued(flow) = tasks[task].place else { panic!("task {task} is not queued") };
+        self.flows[flow].tasks.remove(tasks, task);
+        tasks[task].place = Place::Moving;
+        queue.tasks -= 1;
+        if self.flows[flow].tasks.is_empty() {
+            self.drop_flow(queue, flow);
+        }
+    }
+
+    /// Which task [`take`](Self::take) would give.
+    pub(super) fn peek(&self, queue: &Queue, tasks: &Slab<Task>) -> Option<Next> {
+        let mut best: Option<Next> = None;
+        let mut levels = queue.occupied;
+        while levels != 0 {
+            let level = levels.trailing_zeros();
+            levels &= levels - 1;
+            let flow = queue.levels[level as usize].0.head();
+            let task = &tasks[self.flows[flow].tasks.head()];
+            let rank = i128::from(task.since.0) - i128::from(level) * i128::from(self.aging_us);
+            if best.is_none_or(|best| rank <= best.rank) {
+                best = Some(Next { priority: level as u8, rank });
+            }
+        }
+        best
+    }
+
+    /// Takes the next task.
+    pub(super) fn take(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>) -> Option<u32> {
+        let level = match queue.occupied.count_ones() {
+            0 => return None,
+            1 => queue.occupied.trailing_zeros() as usize,
+            _ => usize::from(self.peek(queue, tasks)?.priority),
+        };
+        let flow = self.turn(&mut queue.levels[level].0, tasks);
+        let task = self.flows[flow].tasks.head();
+        let cost = cost_of(&tasks[task]);
+        self.flows[flow].deficit = self.flows[flow].deficit.saturating_sub(cost);
+        self.remove(queue, tasks, task);
+        Some(task)
+    }
+
+    /// The flow whose turn it is: the first in the ring that can pay for its next task.
+    fn turn(&mut self, ring: &mut List<Ring>, tasks: &Slab<Task>) -> u32 {
+        let first = ring.head();
+        if first == ring.tail() {
+            return first;
+        }
+        let mut fewest_rounds = u64::MAX;
+        for round in 0.. {
+            loop {
+                let head = ring.head();
+                let flow = &mut self.flows[head];
+                let cost = cost_of(&tasks[flow.tasks.head()]);
+                if flow.deficit >= cost {
+                    return head;
+                }
+                fewest_rounds = fewest_rounds.min((cost - flow.deficit).div_ceil(QUANTUM));
+                flow.deficit += QUANTUM;
+                ring.remove(&mut self.flows, head);
+                ring.push_back(&mut self.flows, head);
+                if ring.head() == first {
+                    break;
+                }
+            }
+            if round == 0 && fewest_rounds > 2 {
+                // Large payloads all round: what the next rounds would only count up is added at once.
+                let ahead = (fewest_rounds - 2) * QUANTUM;
+                let mut at = first;
+                while at != NONE {
+                    self.flows[at].deficit += ahead;
+                    at = List::<Ring>::next(&self.flows, at);
+                }
+            }
+        }
+        first
+    }
+
+    /// The task's flow, begun if need be.
+    fn flow_of(&mut self, queue: &mut Queue, task: &Task) -> u32 {
+        let key = (task.client, task.action, task.priority);
+        let hash = self.hasher.hash_one(key);
+        let flows = &self.flows;
+        let same = |flow: &u32| key == flows[*flow].key();
+        if let Some(found) = self.index.find(hash, same) {
+            return *found;
+        }
+        let flow = self.flows.insert(Flow {
+            client: task.client,
+            action: task.action,
+            priority: task.priority,
+            deficit: QUANTUM,
+            tasks: List::new(),
+            ring: Link::new(),
+        });
+        let (flows, hasher) = (&self.flows, &self.hasher);
+        self.index.insert_unique(hash, flow, |flow| hasher.hash_one(flows[*flow].key()));
+        queue.levels[usize::from(task.priority)].0.push_back(&mut self.flows, flow);
+        queue.occupied |= 1 << task.priority;
+        flow
+    }
+
+    fn drop_flow(&mut self, queue: &mut Queue, flow: u32) {
+        let hash = self.hasher.hash_one(self.flows[flow].key());
+        if let Ok(entry) = self.index.find_entry(hash, |other| *other == flow) {
+            entry.remove();
+        }
+        let priority = self.flows[flow].priority;
+        let ring = &mut queue.levels[usize::from(priority)].0;
+        ring.remove(&mut self.flows, flow);
+        if ring.is_empty() {
+            queue.occupied &= !(1 << priority);
+        }
+        self.flows.remove(flow);
+    }
+}
+
+impl Flow {
+    fn key(&self) -> (u32, u32, u8) {
+        (self.client, self.action, self.priority)
+    }
+}
+
+fn cost_of(task: &Task) -> u64 {
+    task.payload.len() as u64 + TASK_COST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::api::Time;
+    use bytes::Bytes;
+
+    const AGING_US: u64 = 5_000_000;
+
+    struct Bench {
+        tasks: Slab<Task>,
+        flows: Flows,
+        queue: Queue,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Bench { tasks: Slab::new(), flows: Flows::new(AGING_US, 0), queue: Queue::default() }
+        }
+
+        fn add(&mut self, client: u32, priority: u8, since_us: u64, bytes: usize) -> u32 {
+            let mut task = Task::new(Bytes::from(vec![0; bytes]), client, 0, 0, Time(since_us));
+            task.priority = priority;
+            let index = self.tasks.insert(task);
+            self.flows.push_back(&mut self.queue, &mut self.tasks, index);
+            index
+        }
+
+        fn take(&mut self) -> Option<u32> {
+            self.flows.take(&mut self.queue, &mut self.tasks)
+        }
+
+        fn clients(&mut self, tasks: usize) -> Vec<u32> {
+            (0..tasks).map(|_| self.take().map_or(NONE, |task| self.tasks[task].client)).collect()
+        }
+    }
+
+    #[test]
+    fn one_client_s_tasks_come_out_as_they_came_in() {
+        let mut bench = Bench::new();
+        let added: Vec<u32> = (0..100).map(|n| bench.add(1, 4, n, 10)).collect();
+        let taken: Vec<u32> = std::iter::from_fn(|| bench.take()).collect();
+        assert_eq!(taken, added);
+        assert!(bench.queue.is_empty());
+        assert_eq!(bench.flows.len(), 0);
+    }
+
+    #[test]
+    fn the_higher_priority_goes_first() {
+        let mut bench = Bench::new();
+        let (low, high) = (bench.add(1, 3, 0, 1), bench.add(1, 8, 1_000, 1));
+        assert_eq!((bench.take(), bench.take()), (Some(high), Some(low)));
+    }
+
+    #[test]
+    fn waiting_makes_up_for_a_lower_priority() {
+        let mut bench = Bench::new();
+        let old = bench.add(1, 3, 0, 1);
+        let fresh_but_higher = bench.add(1, 4, AGING_US + 1, 1);
+        assert_eq!((bench.take(), bench.take()), (Some(old), Some(fresh_but_higher)));
+        let old = bench.add(1, 3, 0, 1);
+        let fresh_and_just_higher = bench.add(1, 4, AGING_US - 1, 1);
+        assert_eq!((bench.take(), bench.take()), (Some(fresh_and_just_higher), Some(old)));
+    }
+
+    #[test]
+    fn clients_of_small_tasks_take_turns_of_some_forty_tasks() {
+        let mut bench = Bench::new();
+        for n in 0..10_000 {
+            bench.add(1, 4, n, 64);
+        }
+        for n in 0..100 {
+            bench.add(2, 4, 20_000 + n, 64);
+        }
+        let first = bench.clients(200);
+        let second_client = first.iter().filter(|client| **client == 2).count();
+        assert!((80..=100).contains(&second_client), "the late client had {second_client} of 200");
+    }
+
+    #[test]
+    fn turns_are_counted_in_bytes_so_large_payloads_do_not_crowd_out_small_ones() {
+        let mut bench = Bench::new();
+        for n in 0..20 {
+            bench.add(1, 4, n, 1_000_000);
+        }
+        for n in 0..2_000 {
+            bench.add(2, 4, n, 872);
+        }
+        let before_the_second_large_one = {
+            let mut small = 0;
+            let mut large = 0;
+            while large < 2 {
+                match bench.clients(1)[0] {
+                    1 => large += 1,
+                    _ => small += 1,
+                }
+            }
+            small
+        };
+        assert!(before_the_second_large_one >= 1_900, "{before_the_second_large_one}");
+    }
+
+    #[test]
+    fn many_clients_with_the_largest_payloads_share_evenly() {
+        let mut bench = Bench::new();
+        for client in 0..50 {
+            for n in 0..3 {
+                bench.add(client, 4, n, 3_000_000);
+            }
+        }
+        for _ in 0..3 {
+            let mut round = bench.clients(50);
+            round.sort_unstable();
+            assert_eq!(round, (0..50).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_task_put_back_is_the_next_one_even_where_others_have_the_turn() {
+        let mut bench = Bench::new();
+        for client in 0..3 {
+            for n in 0..3 {
+                bench.add(client, 4, n, 5_000);
+            }
+        }
+        let task = bench.take().expect("nine are queued");
+        bench.flows.push_front(&mut bench.queue, &mut bench.tasks, task);
+        assert_eq!(bench.take(), Some(task));
+    }
+
+    #[test]
+    fn a_task_taken_out_of_the_middle_leaves_the_rest_in_order() {
+        let mut bench = Bench::new();
+        let added: Vec<u32> = (0..5).map(|n| bench.add(1, 4, n, 10)).collect();
+        bench.flows.remove(&mut bench.queue, &mut bench.tasks, added[2]);
+        let taken: Vec<u32> = std::iter::from_fn(|| bench.take()).collect();
+        assert_eq!(taken, [added[0], added[1], added[3], added[4]]);
+    }
+}

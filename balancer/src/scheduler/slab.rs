@@ -1,0 +1,270 @@
+//! Rows that keep their index, and lists that run through them.
+//!
+//! Tasks, workers, clients and the rest live in [`Slab`]s and know each other by index. Their queues are
+//! [`List`]s whose links stand in the rows themselves, so that adding, removing and moving cost the same
+//! however many there are, and allocate nothing.
+
+use std::marker::PhantomData;
+use std::ops::{Index, IndexMut};
+
+/// The index that no row has.
+pub(super) const NONE: u32 = u32::MAX;
+
+#[derive(Debug, Clone)]
+enum Row<T> {
+    /// Empty; the next empty row after it.
+    Vacant(u32),
+    Occupied(T),
+}
+
+/// Rows with small, reused indexes. To use an index whose row is empty is a bug of the scheduler and panics;
+/// what comes from outside is looked up with [`get`](Self::get).
+#[derive(Debug, Clone)]
+pub(super) struct Slab<T> {
+    rows: Vec<Row<T>>,
+    vacant: u32,
+    occupied: usize,
+}
+
+impl<T> Slab<T> {
+    pub(super) fn new() -> Self {
+        Slab { rows: Vec::new(), vacant: NONE, occupied: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.occupied
+    }
+
+    pub(super) fn insert(&mut self, value: T) -> u32 {
+        self.occupied += 1;
+        let index = self.vacant;
+        match self.rows.get_mut(index as usize) {
+            Some(row) => {
+                if let Row::Vacant(next) = row {
+                    self.vacant = *next;
+                }
+                *row = Row::Occupied(value);
+                index
+            }
+            None => {
+                assert!(self.rows.len() < NONE as usize, "callers bound their rows far below 2^32");
+                self.rows.push(Row::Occupied(value));
+                (self.rows.len() - 1) as u32
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, index: u32) -> T {
+        let row = std::mem::replace(&mut self.rows[index as usize], Row::Vacant(self.vacant));
+        let Row::Occupied(value) = row else { panic!("row {index} is empty already") };
+        self.vacant = index;
+        self.occupied -= 1;
+        value
+    }
+
+    #[inline]
+    pub(super) fn get(&self, index: u32) -> Option<&T> {
+        match self.rows.get(index as usize) {
+            Some(Row::Occupied(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        self.rows.iter().enumerate().filter_map(|(index, row)| match row {
+            Row::Occupied(value) => Some((index as u32, value)),
+            Row::Vacant(_) => None,
+        })
+    }
+}
+
+impl<T> Index<u32> for Slab<T> {
+    type Output = T;
+    #[inline]
+    fn index(&self, index: u32) -> &T {
+        match &self.rows[index as usize] {
+            Row::Occupied(value) => value,
+            Row::Vacant(_) => panic!("row {index} is empty"),
+        }
+    }
+}
+
+impl<T> IndexMut<u32> for Slab<T> {
+    #[inline]
+    fn index_mut(&mut self, index: u32) -> &mut T {
+        match &mut self.rows[index as usize] {
+            Row::Occupied(value) => value,
+            Row::Vacant(_) => panic!("row {index} is empty"),
+        }
+    }
+}
+
+/// A row's place in one kind of list.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Link {
+    previous: u32,
+    next: u32,
+}
+
+impl Link {
+    pub(super) const fn new() -> Self {
+        Link { previous: NONE, next: NONE }
+    }
+}
+
+/// A row that can stand in a list of kind `K`.
+pub(super) trait Linked<K> {
+    fn node(&self) -> &Link;
+    fn node_mut(&mut self) -> &mut Link;
+}
+
+/// Implements [`Linked`] for a row's field.
+macro_rules! linked {
+    ($row:ty, $kind:ty, $field:tt) => {
+        impl $crate::scheduler::slab::Linked<$kind> for $row {
+            #[inline]
+            fn node(&self) -> &$crate::scheduler::slab::Link {
+                &self.$field
+            }
+            #[inline]
+            fn node_mut(&mut self) -> &mut $crate::scheduler::slab::Link {
+                &mut self.$field
+            }
+        }
+    };
+}
+pub(super) use linked;
+
+/// A list through the rows of a slab. A row stands in at most one list of a kind at a time; the owner knows
+/// which.
+#[derive(Debug)]
+pub(super) struct List<K> {
+    head: u32,
+    tail: u32,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for List<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for List<K> {}
+
+impl<K> List<K> {
+    pub(super) const fn new() -> Self {
+        List { head: NONE, tail: NONE, kind: PhantomData }
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.head == NONE
+    }
+
+    /// The first row, or [`NONE`].
+    #[inline]
+    pub(super) fn head(&self) -> u32 {
+        self.head
+    }
+
+    /// The last row, or [`NONE`].
+    #[inline]
+    pub(super) fn tail(&self) -> u32 {
+        self.tail
+    }
+
+    /// The row after `index`, or [`NONE`].
+    #[inline]
+    pub(super) fn next<T: Linked<K>>(rows: &Slab<T>, index: u32) -> u32 {
+        rows[index].node().next
+    }
+
+    /// The row before `index`, or [`NONE`].
+    #[inline]
+    pub(super) fn previous<T: Linked<K>>(rows: &Slab<T>, index: u32) -> u32 {
+        rows[index].node().previous
+    }
+
+    #[inline]
+    pub(super) fn push_back<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
+        *rows[index].node_mut() = Link { previous: self.tail, next: NONE };
+        match self.tail {
+            NONE => self.head = index,
+            tail => rows[tail].node_mut().next = index,
+        }
+        self.tail = index;
+    }
+
+    #[inline]
+    pub(super) fn push_front<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
+        *rows[index].node_mut() = Link { previous: NONE, next: self.head };
+        match self.head {
+            NONE => self.tail = index,
+            head => rows[head].node_mut().previous = index,
+        }
+        self.head = index;
+    }
+
+    /// Takes a row out, which must stand in this list.
+    #[inline]
+    pub(super) fn remove<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
+        let link = std::mem::replace(rows[index].node_mut(), Link::new());
+        match link.previous {
+            NONE => self.head = link.next,
+            previous => rows[previous].node_mut().next = link.next,
+        }
+        match link.next {
+            NONE => self.tail = link.previous,
+            next => rows[next].node_mut().previous = link.previous,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Any;
+    struct Item(u32, Link);
+    linked!(Item, Any, 1);
+
+    fn values(list: &List<Any>, rows: &Slab<Item>) -> Vec<u32> {
+        let mut found = Vec::new();
+        let mut at = list.head();
+        while at != NONE {
+            found.push(rows[at].0);
+            at = List::next(rows, at);
+        }
+        found
+    }
+
+    #[test]
+    fn an_index_is_used_again_after_its_row_was_emptied() {
+        let mut rows = Slab::new();
+        let (a, b) = (rows.insert('a'), rows.insert('b'));
+        assert_eq!(rows.remove(a), 'a');
+        assert_eq!(rows.get(a), None);
+        assert_eq!((rows.insert('c'), rows.len()), (a, 2));
+        assert_eq!(rows[b], 'b');
+    }
+
+    #[test]
+    fn a_list_keeps_its_order_through_removals_at_both_ends_and_in_the_middle() {
+        let (mut rows, mut list) = (Slab::new(), List::<Any>::new());
+        let index: Vec<u32> = (0..5).map(|n| rows.insert(Item(n, Link::new()))).collect();
+        for i in &index[1..] {
+            list.push_back(&mut rows, *i);
+        }
+        list.push_front(&mut rows, index[0]);
+        assert_eq!(values(&list, &rows), [0, 1, 2, 3, 4]);
+        list.remove(&mut rows, index[2]);
+        list.remove(&mut rows, index[0]);
+        list.remove(&mut rows, index[4]);
+        assert_eq!(values(&list, &rows), [1, 3]);
+        assert_eq!((list.head(), list.tail()), (index[1], index[3]));
+        list.remove(&mut rows, index[1]);
+        list.remove(&mut rows, index[3]);
+        assert!(list.is_empty());
+    }
+}

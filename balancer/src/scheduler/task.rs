@@ -1,0 +1,132 @@
+//! A task's row: what is known of it, where it is, and who waits for it.
+
+use bytes::Bytes;
+
+use super::api::Time;
+use super::slab::{Link, List, NONE};
+use super::wheel::NO_SLOT;
+
+/// The list that a task's place gives it: its flow's queue, or what its worker holds, the oldest first.
+#[derive(Debug)]
+pub(super) struct PlaceLink;
+
+/// The list of a slot of the timing wheel.
+#[derive(Debug)]
+pub(super) struct TimerLink;
+
+/// The list of those who wait for one task beside the first.
+#[derive(Debug)]
+pub(super) struct WaiterLink;
+
+/// Where a task is. It is in exactly one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nowhere yet, or on its way from one place to the next.
+    Moving,
+    /// In this flow's queue.
+    Queued(u32),
+    /// At this worker.
+    Held(u32),
+}
+
+/// A task whose payload's memory is shared with the reader's buffer when it is at least this long, in bytes. A
+/// smaller one is copied, lest a few bytes keep a whole buffer alive.
+pub(super) const SHARE_BYTES: usize = 16 * 1024;
+
+/// A task.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) payload: Bytes,
+    /// The first waiter's own number for it.
+    pub(super) client_id: u64,
+    /// When it must have ended; [`Task::NEVER`] when it need not.
+    pub(super) deadline: Time,
+    /// When it was first queued or assigned; waiting counts from here.
+    pub(super) since: Time,
+    /// When its timer fires, in the wheel's ticks.
+    pub(super) timer_tick: u64,
+    /// What few tasks have.
+    pub(super) extra: Option<Box<Extra>>,
+    pub(super) link: Link,
+    pub(super) timer: Link,
+    pub(super) place: Place,
+    /// The first waiter, or [`NONE`]: then nobody waits, and it only keeps its place at a worker.
+    pub(super) client: u32,
+    pub(super) action: u32,
+    /// Tells this attempt from every other one that had the same row.
+    pub(super) attempt_tag: u32,
+    pub(super) timer_slot: u16,
+    pub(super) priority: u8,
+    /// Attempts used up.
+    pub(super) spent: u8,
+    pub(super) max_attempts: u8,
+    /// Its worker was asked to hand it back.
+    pub(super) recalled: bool,
+}
+
+/// What few tasks have.
+#[derive(Debug)]
+pub(super) struct Extra {
+    /// Tasks of one action and key that meet share one run; empty for none.
+    pub(super) key: Box<[u8]>,
+    /// Waiters beside the first.
+    pub(super) waiters: List<WaiterLink>,
+}
+
+/// Someone who waits for a task beside the first.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) task: u32,
+    pub(super) client: u32,
+    pub(super) client_id: u64,
+    pub(super) link: Link,
+}
+
+super::slab::linked!(Task, PlaceLink, link);
+super::slab::linked!(Waiter, WaiterLink, link);
+
+impl Task {
+    /// The deadline of a task that has none.
+    pub(super) const NEVER: Time = Time(u64::MAX);
+
+    pub(super) fn key(&self) -> &[u8] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.key)
+    }
+
+    /// The waiters beside the first.
+    pub(super) fn waiters(&self) -> List<WaiterLink> {
+        self.extra.as_ref().map_or(List::new(), |extra| extra.waiters)
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.client != NONE
+    }
+
+    /// A row to start from.
+    pub(super) fn new(payload: Bytes, client: u32, client_id: u64, action: u32, since: Time) -> Self {
+        Task {
+            payload,
+            client_id,
+            deadline: Task::NEVER,
+            since,
+            timer_tick: 0,
+            extra: None,
+            link: Link::new(),
+            timer: Link::new(),
+            place: Place::Moving,
+            client,
+            action,
+            attempt_tag: 0,
+            timer_slot: NO_SLOT,
+            priority: 0,
+            spent: 0,
+            max_attempts: 1,
+            recalled: false,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Self {
+        Task::new(Bytes::new(), 0, 0, 0, Time(0))
+    }
+}

@@ -1,0 +1,124 @@
+//! A worker's row: how it described itself, what it holds, and how much more it may be given.
+
+use std::time::Duration;
+
+use super::api::{Peer, Time};
+use super::choice::{BucketLink, NO_BUCKET};
+use super::slab::{Link, List, linked};
+use super::task::PlaceLink;
+
+/// Work that a worker may be given beyond its free threads, as time that it will take a thread.
+const HELD_WORK: Duration = Duration::from_millis(1);
+
+/// A worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) peer: Peer,
+    pub(super) id: Box<str>,
+    pub(super) threads: u32,
+    pub(super) window: u32,
+    pub(super) weight: u32,
+    pub(super) service_ns: Option<u64>,
+    /// Most bytes of payload that it is given at once; one task is always let through.
+    pub(super) max_bytes: usize,
+    /// Tasks that it may hold now; follows from the fields above.
+    room: u32,
+    pub(super) in_flight: u32,
+    pub(super) bytes: usize,
+    /// What it holds, the oldest first.
+    pub(super) held: List<PlaceLink>,
+    pub(super) draining: bool,
+    /// It delivers nothing while others are free, so it is given no more than its free threads.
+    pub(super) stalled: bool,
+    /// Its group: those that offer the same actions.
+    pub(super) group: u32,
+    pub(super) bucket: u8,
+    pub(super) link: Link,
+    /// Under turns: tasks that it still gets before the next worker's turn.
+    pub(super) turns_left: u32,
+    pub(super) heard_at: Time,
+    pub(super) finished_at: Time,
+    pub(super) registered_at: Time,
+    /// Its entry in the list of what is to be looked at when; `Time(u64::MAX)` for none.
+    pub(super) check_at: Time,
+    pub(super) pinged: bool,
+    pub(super) done: u64,
+    pub(super) failed: u64,
+}
+
+linked!(Worker, BucketLink, link);
+
+impl Worker {
+    pub(super) fn new(peer: Peer, id: &str, max_bytes: usize, now: Time) -> Self {
+        Worker {
+            peer,
+            id: id.into(),
+            threads: 1,
+            window: 1,
+            weight: 1,
+            service_ns: None,
+            max_bytes,
+            room: 0,
+            in_flight: 0,
+            bytes: 0,
+            held: List::new(),
+            draining: false,
+            stalled: false,
+            group: 0,
+            bucket: NO_BUCKET,
+            link: Link::new(),
+            turns_left: 1,
+            heard_at: now,
+            finished_at: now,
+            registered_at: now,
+            check_at: Time(u64::MAX),
+            pinged: false,
+            done: 0,
+            failed: 0,
+        }
+    }
+
+    /// Works out anew how many tasks it may hold: `threads x max(1, 1 ms / mean service time)`, and never more
+    /// than its window. Without a known service time, or while it is stalled, its threads.
+    pub(super) fn settle_room(&mut self) {
+        let per_thread = match self.service_ns {
+            Some(ns) if !self.stalled => (HELD_WORK.as_nanos() as u64 / ns.max(1)).max(1),
+            _ => 1,
+        };
+        let room = u64::from(self.threads).saturating_mul(per_thread).min(u64::from(self.window));
+        self.room = u32::try_from(room).unwrap_or(self.window);
+    }
+
+    /// May it be given a task now?
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.in_flight < self.room && !self.draining && (self.bytes < self.max_bytes || self.in_flight == 0)
+    }
+
+    #[inline]
+    pub(super) fn has_free_thread(&self) -> bool {
+        self.in_flight < self.threads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(threads: u32, window: u32, service_ns: Option<u64>) -> Worker {
+        let mut worker = Worker::new(Peer { index: 0, generation: 0 }, "w", usize::MAX, Time(0));
+        (worker.threads, worker.window, worker.service_ns) = (threads, window, service_ns);
+        worker.settle_room();
+        worker
+    }
+
+    #[test]
+    fn room_is_a_millisecond_of_work_at_least_the_threads_and_at_most_the_window() {
+        assert_eq!(worker(4, 1024, None).room, 4);
+        assert_eq!(worker(4, 1024, Some(2_000_000)).room, 4);
+        assert_eq!(worker(4, 1024, Some(100_000)).room, 40);
+        assert_eq!(worker(4, 1024, Some(10)).room, 1024);
+        assert_eq!(worker(4, 1024, Some(0)).room, 1024);
+        assert_eq!(worker(65_536, 1_048_576, Some(1)).room, 1_048_576);
+    }
+}

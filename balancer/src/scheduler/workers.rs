@@ -1,0 +1,528 @@
+//! Workers: registering, being given tasks, finishing them, being lost; heartbeats and recalls.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reparto_protocol::ErrorCode;
+
+use super::choice::{Change, Pick};
+use super::slab::{List, NONE};
+use super::task::{Place, PlaceLink, Task};
+use super::worker::Worker;
+use super::{AssignmentId, Effect, Finish, Peer, Registration, Role, Scheduler, Time};
+
+/// A worker that holds more than its threads and has delivered nothing for this long is asked to hand back what
+/// another worker is free to run.
+const STALL: Duration = Duration::from_millis(20);
+
+/// Tasks recalled at most each time a stalled worker is looked at.
+const RECALLS_A_CHECK: usize = 256;
+
+impl Scheduler {
+    /// A worker comes, or describes itself anew.
+    pub(super) fn register(
+        &mut self,
+        peer: Peer,
+        registration: &Registration<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known = match self.role(peer) {
+            Role::Worker(worker) => Some(worker),
+            Role::Client(_) => return,
+            Role::None => None,
+        };
+        if let Err((code, message)) = self.check_registration(known, registration) {
+            let message = message.into();
+            if let Role::Worker(worker) = self.forget_peer(peer) {
+                self.worker_lost(worker, effects);
+            }
+            effects.push(Effect::Close { peer, code, message });
+            return;
+        }
+        let Some(set) = self.intern(&registration.actions, peer, effects) else { return };
+        let worker = match known {
+            Some(worker) => {
+                let old = self.choice.actions(self.workers[worker].group).to_vec();
+                self.choice.leave(&mut self.workers, &mut self.actions, worker);
+                self.describe(worker, registration, &set);
+                for action in old {
+                    self.drop_idle_action(action);
+                }
+                worker
+            }
+            None => {
+                let max_bytes = self.config.max_worker_bytes;
+                let row = Worker::new(peer, registration.worker_id, max_bytes, self.now);
+                let worker = self.workers.insert(row);
+                self.worker_ids.insert(registration.worker_id.into(), worker);
+                self.know_peer(peer, Role::Worker(worker));
+                self.describe(worker, registration, &set);
+                self.arm_check(worker);
+                worker
+            }
+        };
+        let window = self.workers[worker].window;
+        effects.push(Effect::Acknowledge { peer, request: registration.request, window });
+        if self.stopping.is_some() {
+            effects.push(Effect::GoAway { peer });
+        }
+        self.feed(worker, effects);
+    }
+
+    fn check_registration(
+        &self,
+        known: Option<u32>,
+        registration: &Registration<'_>,
+    ) -> Result<(), (ErrorCode, String)> {
+        let id = registration.worker_id;
+        match known {
+            Some(worker) if &*self.workers[worker].id != id => Err((
+                ErrorCode::BadFrame,
+                format!(
+                    "worker '{}' may not call itself '{id}' on the same connection",
+                    self.workers[worker].id
+                ),
+            )),
+            Some(_) => Ok(()),
+            None if self.worker_ids.contains_key(id) => Err((
+                ErrorCode::DuplicateWorker,
+                format!(
+                    "a live worker has the id '{id}' already; give this one another, or wait until that one is gone"
+                ),
+            )),
+            None if self.workers.len() >= self.config.max_workers => Err((
+                ErrorCode::Overloaded,
+                format!("there are {} workers already, the bound", self.workers.len()),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The actions' rows, sorted and each once. Closes the peer when there are too many names.
+    fn intern(&mut self, names: &[&str], peer: Peer, effects: &mut Vec<Effect>) -> Option<Vec<u32>> {
+        let mut set = Vec::with_capacity(names.len());
+        for name in names {
+            match self.action_or_new(name) {
+                Some(action) => set.push(action),
+                None => {
+                    for action in set {
+                        self.drop_idle_action(action);
+                    }
+                    if let Role::Worker(worker) = self.forget_peer(peer) {
+                        self.worker_lost(worker, effects);
+                    }
+                    let message = format!("there are {} action names already, the bound", self.actions.len());
+                    effects.push(Effect::Close {
+                        peer,
+                        code: ErrorCode::Overloaded,
+                        message: message.into(),
+                    });
+                    return None;
+                }
+            }
+        }
+        set.sort_unstable();
+        set.dedup();
+        Some(set)
+    }
+
+    /// Writes down how a worker describes itself, and puts it among those that offer the same.
+    fn describe(&mut self, worker: u32, registration: &Registration<'_>, set: &[u32]) {
+        let row = &mut self.workers[worker];
+        row.threads = registration.threads.max(1);
+        row.window = registration.window.max(row.threads);
+        row.weight = registration.weight.max(1);
+        row.turns_left = row.weight;
+        if registration.service_ns.is_some() {
+            row.service_ns = registration.service_ns;
+        }
+        row.settle_room();
+        self.choice.join(&mut self.workers, &mut self.actions, worker, set);
+    }
+
+    /// A worker takes nothing new, or takes work again.
+    pub(super) fn drain(&mut self, worker: u32, request: u64, resume: bool, effects: &mut Vec<Effect>) {
+        let row = &mut self.workers[worker];
+        row.draining = !resume;
+        let (peer, window) = (row.peer, if resume { row.window } else { 0 });
+        effects.push(Effect::Acknowledge { peer, request, window });
+        self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
+        self.feed(worker, effects);
+    }
+
+    // ---- assigning ----
+
+    /// Puts a task, which is nowhere, into its queue.
+    pub(super) fn enqueue(&mut self, task: u32, first: bool) {
+        let index = self.tasks[task].action;
+        let action = &mut self.actions[index];
+        if first {
+            self.flows.push_front(&mut action.queue, &mut self.tasks, task);
+        } else {
+            self.flows.push_back(&mut action.queue, &mut self.tasks, task);
+        }
+        self.queued += 1;
+        if action.in_backlog == NONE {
+            action.in_backlog = self.backlog.len() as u32;
+            self.backlog.push(index);
+        }
+    }
+
+    /// Takes a task out of its queue.
+    pub(super) fn unqueue(&mut self, task: u32) {
+        let action = self.tasks[task].action;
+        self.flows.remove(&mut self.actions[action].queue, &mut self.tasks, task);
+        self.note_unqueued(action);
+    }
+
+    fn note_unqueued(&mut self, index: u32) {
+        self.queued -= 1;
+        let action = &mut self.actions[index];
+        if action.queue.is_empty() {
+            let at = std::mem::replace(&mut action.in_backlog, NONE);
+            self.backlog.swap_remove(at as usize);
+            if let Some(moved) = self.backlog.get(at as usize) {
+                self.actions[*moved].in_backlog = at;
+            }
+        }
+    }
+
+    /// Gives a task, which is nowhere, to the worker picked for it.
+    #[inline]
+    pub(super) fn assign(&mut self, task: u32, pick: Pick, effects: &mut Vec<Effect>) {
+        self.choice.picked(&mut self.actions, pick);
+        self.hand_over(task, pick.worker, effects);
+    }
+
+    fn hand_over(&mut self, task: u32, worker: u32, effects: &mut Vec<Effect>) {
+        self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
+        let row = &mut self.tasks[task];
+        row.attempt_tag = self.attempt_tag;
+        row.place = Place::Held(worker);
+        row.recalled = false;
+        let (bytes, deadline, action) = (row.payload.len(), row.deadline, row.action);
+        if row.timer_slot != super::wheel::NO_SLOT || deadline != Task::NEVER {
+            // The limit on its waiting is met; its deadline stays.
+            self.wheel.clear(&mut self.tasks, task);
+            if deadline != Task::NEVER {
+                self.wheel.set(&mut self.tasks, task, deadline);
+            }
+        }
+        let row = &mut self.workers[worker];
+        row.held.push_back(&mut self.tasks, task);
+        row.in_flight += 1;
+        row.bytes += bytes;
+        let peer = row.peer;
+        self.actions[action].running += 1;
+        if row.in_flight == row.threads + 1 {
+            let stall_at = self.now.after(STALL);
+            if stall_at < self.workers[worker].check_at {
+                self.set_check(worker, stall_at);
+            }
+        }
+        self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Assigned);
+        let assignment = AssignmentId(u64::from(self.attempt_tag) << 32 | u64::from(task));
+        effects.push(Effect::Assign { peer, assignment });
+    }
+
+    /// Takes a task from its worker; it is nowhere then.
+    fn take_back(&mut self, task: u32, worker: u32) {
+        let row = &mut self.workers[worker];
+        row.held.remove(&mut self.tasks, task);
+        row.in_flight -= 1;
+        let task = &mut self.tasks[task];
+        row.bytes -= task.payload.len();
+        task.place = Place::Moving;
+        self.actions[task.action].running -= 1;
+    }
+
+    /// Gives an action's waiting tasks to workers while any has room.
+    fn serve(&mut self, action: u32, effects: &mut Vec<Effect>) {
+        while let Some(row) = self.actions.get(action).filter(|row| !row.queue.is_empty()) {
+            let Some(pick) = self.choice.pick(&row.offers) else { return };
+            let Some(task) = self.take(action) else { return };
+            self.assign(task, pick, effects);
+        }
+    }
+
+    /// Takes an action's next task out of its queue.
+    fn take(&mut self, action: u32) -> Option<u32> {
+        let row = &mut self.actions[action];
+        let task = self.flows.take(&mut row.queue, &mut self.tasks)?;
+        self.services += 1;
+        row.served = self.services;
+        self.note_unqueued(action);
+        Some(task)
+    }
+
+    /// Gives a worker waiting tasks while it has room.
+    pub(super) fn feed(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+        while self.queued > 0 && self.workers[worker].has_room() {
+            let Some(action) = self.next_action(self.workers[worker].group) else { return };
+            let Some(task) = self.take(action) else { return };
+            self.hand_over(task, worker, effects);
+        }
+    }
+
+    /// Of the actions that a group offers and that have tasks waiting, the one to serve: by priority and age, and
+    /// among those whose next tasks are of one priority, the one not served for longest.
+    fn next_action(&self, group: u32) -> Option<u32> {
+        let offered = self.choice.actions(group);
+        if let [action] = offered {
+            return (!self.actions[*action].queue.is_empty()).then_some(*action);
+        }
+        let scan_backlog = self.backlog.len() < offered.len();
+        let candidates = if scan_backlog { &self.backlog[..] } else { offered };
+        let candidates = candidates.iter().copied().filter(|action| {
+            !self.actions[*action].queue.is_empty()
+                && (!scan_backlog || offered.binary_search(action).is_ok())
+        });
+        let mut oldest = None;
+        let mut by_priority = [(NONE, u64::MAX); reparto_protocol::limits::MAX_PRIORITY as usize + 1];
+        for action in candidates {
+            let row = &self.actions[action];
+            let Some(next) = self.flows.peek(&row.queue, &self.tasks) else { continue };
+            if oldest.is_none_or(|(rank, _)| next.rank < rank) {
+                oldest = Some((next.rank, next.priority));
+            }
+            let longest = &mut by_priority[usize::from(next.priority)];
+            if row.served < longest.1 {
+                *longest = (action, row.served);
+            }
+        }
+        oldest.map(|(_, priority)| by_priority[usize::from(priority)].0)
+    }
+
+    // ---- what workers say ----
+
+    /// A worker has done with an assignment.
+    pub(super) fn finished(
+        &mut self,
+        worker: u32,
+        assignment: AssignmentId,
+        finish: Finish<'_>,
+        service_ns: Option<u64>,
+        payload: Bytes,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now;
+        let row = &mut self.workers[worker];
+        row.finished_at = now;
+        if service_ns.is_some() || row.stalled {
+            row.service_ns = service_ns.or(row.service_ns);
+            row.stalled = false;
+            row.settle_room();
+        }
+        let task = self.task_of(assignment).filter(|task| self.tasks[*task].place == Place::Held(worker));
+        let mut back_in_queue = None;
+        if let Some(task) = task {
+            let action = self.tasks[task].action;
+            self.take_back(task, worker);
+            self.judge(task, worker, finish, payload, effects);
+            back_in_queue = matches!(finish, Finish::Retry(_) | Finish::NotRun).then_some(action);
+        }
+        self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
+        if let Some(action) = back_in_queue {
+            self.serve(action, effects);
+        }
+        self.feed(worker, effects);
+    }
+
+    /// Ends a task that came back from its worker, or queues it again.
+    fn judge(
+        &mut self,
+        task: u32,
+        worker: u32,
+        finish: Finish<'_>,
+        payload: Bytes,
+        effects: &mut Vec<Effect>,
+    ) {
+        match finish {
+            Finish::Done => {
+                self.workers[worker].done += 1;
+                self.end_done(task, payload, effects);
+            }
+            Finish::Failed(message) => {
+                self.workers[worker].failed += 1;
+                let message = message.to_owned().into();
+                self.end_failed(task, ErrorCode::WorkerFailed, message, payload, effects);
+            }
+            Finish::Retry(message) => {
+                self.workers[worker].failed += 1;
+                self.spend_attempt(task, message, payload, effects);
+            }
+            Finish::NotRun if self.tasks[task].recalled || self.workers[worker].draining => {
+                self.requeue(task, effects);
+            }
+            // Handed back unasked: that must not go on for ever.
+            Finish::NotRun => self.spend_attempt(task, "handed back unasked", payload, effects),
+        }
+    }
+
+    /// One attempt is used up: the task is queued again, or it was the last.
+    fn spend_attempt(&mut self, task: u32, why: &str, payload: Bytes, effects: &mut Vec<Effect>) {
+        if !self.tasks[task].is_wanted() {
+            self.drop_task(task);
+            return;
+        }
+        let row = &mut self.tasks[task];
+        row.spent = row.spent.saturating_add(1);
+        if row.spent < row.max_attempts {
+            self.requeue(task, effects);
+            return;
+        }
+        let times = if row.spent == 1 { "attempt" } else { "attempts" };
+        let message = format!("{} {times} used up; the last one: {why}", row.spent);
+        self.end_failed(task, ErrorCode::AttemptsExhausted, message.into(), payload, effects);
+    }
+
+    /// Puts a task that came back at the head of its queue. The caller sees to it that the queue is served.
+    fn requeue(&mut self, task: u32, effects: &mut Vec<Effect>) {
+        if !self.tasks[task].is_wanted() {
+            self.drop_task(task);
+            return;
+        }
+        if self.stopping.is_some() {
+            let message = "the balancer is shutting down".into();
+            self.end_failed(task, ErrorCode::ShuttingDown, message, Bytes::new(), effects);
+            return;
+        }
+        self.counts.requeued += 1;
+        self.enqueue(task, true);
+    }
+
+    /// How far an assignment is, for everyone who waits.
+    pub(super) fn progress(
+        &mut self,
+        worker: u32,
+        assignment: AssignmentId,
+        (done, total): (u64, u64),
+        payload: Bytes,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(task) = self.task_of(assignment) else { return };
+        if self.tasks[task].place != Place::Held(worker) {
+            return;
+        }
+        self.each_waiter(task, |peer, id| {
+            effects.push(Effect::Progress { peer, id, done, total, payload: payload.clone() });
+        });
+    }
+
+    #[inline]
+    pub(super) fn heard(&mut self, worker: u32) {
+        let row = &mut self.workers[worker];
+        row.heard_at = self.now;
+        row.pinged = false;
+    }
+
+    // ---- losing a worker ----
+
+    /// A worker is lost, and its peer forgotten already: what it held is queued again. Only its oldest tasks, as
+    /// many as its threads, can have been running, and so spend an attempt.
+    pub(super) fn worker_lost(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+        let row = &self.workers[worker];
+        let set = self.choice.actions(row.group).to_vec();
+        if row.in_flight > 0 {
+            self.counts.workers_lost += 1;
+        }
+        let check = (row.check_at, worker);
+        self.checks.remove(&check);
+        self.choice.leave(&mut self.workers, &mut self.actions, worker);
+        let running = self.workers[worker].threads.min(self.workers[worker].in_flight);
+        let why = format!("its worker '{}' was lost", self.workers[worker].id);
+        let mut held = Vec::with_capacity(self.workers[worker].in_flight as usize);
+        let mut at = self.workers[worker].held.head();
+        while at != NONE {
+            held.push(at);
+            at = List::<PlaceLink>::next(&self.tasks, at);
+        }
+        // From the newest to the oldest, so that at the heads of their queues they stand in their old order.
+        for (age, task) in held.into_iter().enumerate().rev() {
+            self.take_back(task, worker);
+            if age < running as usize {
+                self.spend_attempt(task, &why, Bytes::new(), effects);
+            } else {
+                self.requeue(task, effects);
+            }
+        }
+        let row = self.workers.remove(worker);
+        self.worker_ids.remove(&row.id);
+        for action in set {
+            self.serve(action, effects);
+            self.drop_idle_action(action);
+        }
+    }
+
+    // ---- what is due for workers ----
+
+    /// Looks at a worker again when it will have been silent for a heartbeat.
+    fn arm_check(&mut self, worker: u32) {
+        let row = &self.workers[worker];
+        let silent_for = if row.pinged { self.config.silence } else { self.config.heartbeat };
+        let mut at = row.heard_at.after(silent_for.min(self.config.silence));
+        if row.in_flight > row.threads {
+            let quiet_since = row.finished_at.after(STALL);
+            at = at.min(if quiet_since > self.now { quiet_since } else { self.now.after(STALL) });
+        }
+        self.set_check(worker, at);
+    }
+
+    fn set_check(&mut self, worker: u32, at: Time) {
+        let row = &mut self.workers[worker];
+        self.checks.remove(&(row.check_at, worker));
+        row.check_at = at;
+        self.checks.insert((at, worker));
+    }
+
+    /// Is the worker silent, or does it sit on tasks that others could run?
+    pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+        let row = &mut self.workers[worker];
+        row.check_at = Time(u64::MAX);
+        let silent_for = self.now.since(row.heard_at);
+        let (peer, id) = (row.peer, row.id.clone());
+        if silent_for >= self.config.silence {
+            self.forget_peer(peer);
+            self.worker_lost(worker, effects);
+            let message = format!("worker '{id}' was silent for {} ms", silent_for.as_millis());
+            effects.push(Effect::Close { peer, code: ErrorCode::Overloaded, message: message.into() });
+            return;
+        }
+        if silent_for >= self.config.heartbeat && !row.pinged {
+            row.pinged = true;
+            effects.push(Effect::Ping { peer });
+        }
+        if row.in_flight > row.threads && self.now.since(row.finished_at) >= STALL {
+            self.recall(worker, effects);
+        }
+        self.arm_check(worker);
+    }
+
+    /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run.
+    fn recall(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+        let peer = self.workers[worker].peer;
+        let not_begun = (self.workers[worker].in_flight - self.workers[worker].threads) as usize;
+        let mut recalled = 0;
+        let mut at = self.workers[worker].held.tail();
+        for _ in 0..not_begun {
+            if at == NONE || recalled == RECALLS_A_CHECK {
+                break;
+            }
+            let task = &self.tasks[at];
+            let free = self.choice.pick(&self.actions[task.action].offers).is_some_and(|pick| pick.free);
+            if free && !task.recalled {
+                let assignment = AssignmentId(u64::from(task.attempt_tag) << 32 | u64::from(at));
+                effects.push(Effect::CancelAssignment { peer, assignment, recall: true });
+                self.tasks[at].recalled = true;
+                recalled += 1;
+            }
+            at = List::<PlaceLink>::previous(&self.tasks, at);
+        }
+        if recalled > 0 {
+            let row = &mut self.workers[worker];
+            row.stalled = true;
+            row.settle_room();
+            self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
+        }
+    }
+}
