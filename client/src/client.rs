@@ -1,0 +1,236 @@
+//! The client itself, and the builder of one task.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reparto_protocol::{FIELD_HEADER_BYTES, HEADER_BYTES};
+
+use crate::completion::{CompletionQueue, QueueInner};
+use crate::config::ClientBuilder;
+use crate::error::{ClientError, TaskOutcome};
+use crate::handle::{TaskCell, TaskHandle};
+use crate::request::{Payload, Request, TaskRequest};
+use crate::shared::{Owner, WhenFull};
+use crate::state::Completer;
+use crate::status::Status;
+use crate::sync::locked;
+
+/// A connection to a balancer, shared by all its clones.
+///
+/// Clone it freely and use it from as many threads as you like: everything travels on one connection, and
+/// answers come in any order. The connection closes when the last clone, [`TaskHandle`] and
+/// [`CompletionQueue`] is dropped; the balancer then cancels what is in flight.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) owner: Arc<Owner>,
+}
+
+impl Client {
+    /// Connects to the first of these addresses at which a balancer answers, with the usual settings.
+    ///
+    /// # Errors
+    /// [`ClientError::NoAddress`]; [`ClientError::NoBalancer`] with what happened at each address.
+    pub fn connect(addresses: impl IntoIterator<Item = impl Into<String>>) -> Result<Client, ClientError> {
+        Client::builder().balancers(addresses).connect()
+    }
+
+    /// Collects settings for a client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    /// Hands in a task with the usual options. The same as `task(action).payload(payload).submit()`.
+    ///
+    /// # Errors
+    /// As [`TaskBuilder::submit`].
+    pub fn submit(&self, action: &str, payload: impl Into<Bytes>) -> Result<TaskHandle, ClientError> {
+        self.task(action).payload(payload).submit()
+    }
+
+    /// Describes a task, to be handed in with [`TaskBuilder::submit`] or through a [`CompletionQueue`].
+    pub fn task<'a>(&'a self, action: &'a str) -> TaskBuilder<'a> {
+        TaskBuilder {
+            client: self,
+            request: TaskRequest {
+                action: Cow::Borrowed(action),
+                payload: Payload::Slice(&[]),
+                priority: None,
+                deadline: None,
+                deadline_at: None,
+                wait_limit: None,
+                key: None,
+                max_attempts: None,
+                safe_to_repeat: false,
+            },
+        }
+    }
+
+    /// A queue that receives the outcomes of many tasks, of which at most `capacity` (at least 1) are submitted
+    /// and not yet received.
+    pub fn completion_queue(&self, capacity: usize) -> CompletionQueue {
+        CompletionQueue { owner: Arc::clone(&self.owner), inner: Arc::new(QueueInner::new(capacity)) }
+    }
+
+    /// Asks the balancer what it is doing. Blocks until the report is complete; a large one comes in pages.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when the connection was lost or the balancer answered with an error;
+    /// [`ClientError::BadReport`] when the answer makes no sense.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        crate::status::fetch(self)
+    }
+
+    /// A page of the status report, as it came.
+    pub(crate) fn status_page(&self, offset: u32, limit: u32) -> Result<Bytes, ClientError> {
+        let cell = Arc::new(TaskCell::default());
+        let completer = Completer::Cell(Arc::clone(&cell));
+        self.owner.shared.submit(Request::Status { offset, limit }, completer, WhenFull::Take)?;
+        Ok(cell.wait()?)
+    }
+
+    /// The longest payload, in bytes, that a task without options can carry to the present balancer.
+    pub fn max_payload_bytes(&self, action: &str) -> usize {
+        let max_frame_bytes = locked(&self.owner.shared.state).max_frame_bytes;
+        max_frame_bytes.saturating_sub(HEADER_BYTES + FIELD_HEADER_BYTES + action.len())
+    }
+
+    /// Tasks handed in and not ended.
+    pub fn in_flight(&self) -> usize {
+        locked(&self.owner.shared.state).in_flight()
+    }
+
+    /// A connection stands at this moment. When it does not, the next task makes one.
+    pub fn is_connected(&self) -> bool {
+        locked(&self.owner.shared.state).is_connected()
+    }
+
+    /// The address of the balancer that is connected; without a connection, the one that is tried first.
+    pub fn balancer(&self) -> String {
+        let addresses = &self.owner.shared.config.addresses;
+        let index = locked(&self.owner.shared.state).address_index();
+        addresses[index % addresses.len()].clone()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("balancer", &self.balancer())
+            .field("connected", &self.is_connected())
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A task being described. What is not said is left to the balancer.
+#[derive(Clone)]
+#[must_use = "a task is not handed in until submit() is called"]
+pub struct TaskBuilder<'a> {
+    client: &'a Client,
+    request: TaskRequest<'a>,
+}
+
+impl<'a> TaskBuilder<'a> {
+    /// What to do it with; empty by default.
+    pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
+        self.request.payload = Payload::Shared(payload.into());
+        self
+    }
+
+    /// As [`payload`](Self::payload), from borrowed bytes: they are copied once, straight to where they are sent
+    /// from.
+    pub fn payload_slice(mut self, payload: &'a [u8]) -> Self {
+        self.request.payload = Payload::Slice(payload);
+        self
+    }
+
+    /// 0 to 9; higher goes first. The balancer's default is 4.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.request.priority = Some(priority);
+        self
+    }
+
+    /// Time within which the task must end, counted from when it is handed in, up to 366 days. A task that is
+    /// late ends with `expired`.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.request.deadline = Some(deadline);
+        self
+    }
+
+    /// Time that the task may wait at the balancer for its first assignment, up to 366 days.
+    pub fn wait_limit(mut self, wait_limit: Duration) -> Self {
+        self.request.wait_limit = Some(wait_limit);
+        self
+    }
+
+    /// Tasks of one action and key that meet in the balancer share one run. 1 to 255 bytes.
+    pub fn key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.request.key = Some(Cow::Borrowed(key.as_ref()));
+        self
+    }
+
+    /// Attempts before the task is dead, at least 1. The balancer's default is 3.
+    pub fn max_attempts(mut self, attempts: u8) -> Self {
+        self.request.max_attempts = Some(attempts);
+        self
+    }
+
+    /// The task may run more than once without harm. When its connection is lost before the answer came, it is
+    /// sent again on the next one, up to five times, instead of ending with `connection_lost`.
+    pub fn safe_to_repeat(mut self, safe: bool) -> Self {
+        self.request.safe_to_repeat = safe;
+        self
+    }
+
+    /// Hands the task in. Blocks while the client is at one of its bounds, and not for the network.
+    ///
+    /// # Errors
+    /// [`ClientError::InvalidTask`] for an option out of its range; [`ClientError::PayloadTooLarge`], checked
+    /// against what the balancer said it takes. What happens later is the handle's to tell.
+    pub fn submit(self) -> Result<TaskHandle, ClientError> {
+        self.submit_when(WhenFull::Wait)
+    }
+
+    /// As [`submit`](Self::submit), but never waits for room.
+    ///
+    /// # Errors
+    /// [`ClientError::Full`] when the client is at one of its bounds, and what `submit` says.
+    pub fn try_submit(self) -> Result<TaskHandle, ClientError> {
+        self.submit_when(WhenFull::Refuse)
+    }
+
+    fn submit_when(self, when_full: WhenFull) -> Result<TaskHandle, ClientError> {
+        let owner = Arc::clone(&self.client.owner);
+        let cell = Arc::new(TaskCell::default());
+        let id = self.hand_in(Completer::Cell(Arc::clone(&cell)), when_full)?;
+        Ok(TaskHandle { owner, cell, id, reports_seen: 0 })
+    }
+
+    /// Hands the task in, and has the outcome given to `callback`.
+    ///
+    /// It is called once, mostly on the thread that reads the connection: be short, do not block, and hand in
+    /// further tasks from it with [`try_submit`](Self::try_submit) only. A callback does not keep the client
+    /// alive: when the last [`Client`] is dropped it is called with `connection_lost`.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); the callback is not called then.
+    pub fn submit_with(self, callback: impl FnOnce(TaskOutcome) + Send + 'static) -> Result<(), ClientError> {
+        self.hand_in(Completer::Callback(Box::new(callback)), WhenFull::Wait).map(|_| ())
+    }
+
+    pub(crate) fn hand_in(mut self, completer: Completer, when_full: WhenFull) -> Result<u64, ClientError> {
+        self.request.check()?;
+        self.request.deadline_at =
+            self.request.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        self.client.owner.shared.submit(Request::Task(self.request), completer, when_full)
+    }
+}
+
+impl fmt::Debug for TaskBuilder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskBuilder").field("request", &self.request).finish_non_exhaustive()
+    }
+}

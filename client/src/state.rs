@@ -1,0 +1,543 @@
+//! The books of a client: the tasks in flight, its connections, and what waits for one. It decides and
+//! remembers; it reads no socket, writes none, and takes no lock.
+
+use std::collections::VecDeque;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use reparto_protocol::{Cancel, ErrorCode, Message, Pong};
+
+use crate::completion::{Completion, QueueInner};
+use crate::connection::WrittenClock;
+use crate::error::{TaskFailure, TaskOutcome};
+use crate::handle::{ProgressReport, TaskCell};
+use crate::output::{Batch, Output};
+use crate::request::Request;
+use crate::slab::Slab;
+
+/// Instead of a connection's number: the request waits for one.
+const NOT_SENT: u32 = 0;
+
+/// A safe task is sent again at most this often, so that one which brings balancers down does not go on for ever.
+const MAX_REPEATS: u8 = 5;
+
+/// Connections that a balancer told to go away, and that still have tasks. Past this the oldest is given up.
+const MAX_LEAVING_LINKS: usize = 8;
+
+/// What may be unsent beyond the bound on requests: CANCEL, PING and PONG. A balancer that asks for more
+/// without reading is given up.
+const MAX_CONTROL_BYTES: usize = 4 * 1024 * 1024;
+
+/// A lone request up to this size is written by the thread that hands it in; it fits an empty socket buffer.
+const INLINE_WRITE_BYTES: usize = 16 * 1024;
+
+/// A connection that lived shorter than this counts as a failed attempt, so that the next one waits a little.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// Where an outcome goes.
+pub(crate) enum Completer {
+    Cell(Arc<TaskCell>),
+    Queue(Arc<QueueInner>, u64),
+    Callback(Box<dyn FnOnce(TaskOutcome) + Send>),
+}
+
+/// Outcomes found under the lock, to be handed over after it.
+pub(crate) type Finished = Vec<(Completer, TaskOutcome)>;
+
+/// Hands outcomes over, those of one queue that stand together in one go. Call it without the lock.
+pub(crate) fn deliver(finished: Finished) {
+    let mut batch: Vec<Completion> = Vec::new();
+    let mut batch_queue: Option<Arc<QueueInner>> = None;
+    for (completer, outcome) in finished {
+        match completer {
+            Completer::Cell(cell) => cell.finish(outcome),
+            Completer::Callback(callback) => {
+                let call = std::panic::AssertUnwindSafe(|| callback(outcome));
+                if std::panic::catch_unwind(call).is_err() {
+                    log::error!("a completion callback panicked; its task's outcome is lost");
+                }
+            }
+            Completer::Queue(queue, tag) => {
+                if let Some(other) = batch_queue.take_if(|other| !Arc::ptr_eq(other, &queue)) {
+                    other.push_all(&mut batch);
+                }
+                batch.push(Completion { tag, outcome });
+                batch_queue.get_or_insert(queue);
+            }
+        }
+    }
+    if let Some(queue) = batch_queue {
+        queue.push_all(&mut batch);
+    }
+}
+
+/// A request in flight.
+struct Entry {
+    completer: Completer,
+    /// Which connection it was sent on, or [`NOT_SENT`].
+    link: u32,
+    /// The request itself, while it may have to be sent yet or again.
+    kept: Option<Box<Kept>>,
+    cancelled: bool,
+    /// It is answered by STATUS_REPORT, not by RESULT.
+    is_question: bool,
+}
+
+struct Kept {
+    request: Request<'static>,
+    repeats_left: u8,
+    /// Orders what is sent again.
+    sequence: u64,
+    bytes: usize,
+}
+
+/// A connection as the shared state sees it.
+pub(crate) struct Link {
+    pub(crate) number: u32,
+    pub(crate) stream: Arc<TcpStream>,
+    pub(crate) output: Output,
+    pub(crate) writer: Arc<Condvar>,
+    /// The writer thread sleeps.
+    pub(crate) writer_idle: bool,
+    /// Somebody writes.
+    pub(crate) writing: bool,
+    /// Requests sent and not answered.
+    pub(crate) outstanding: usize,
+    /// Bytes of CANCEL, PING and PONG put in since the writer last took the output.
+    pub(crate) control_bytes: usize,
+    address_index: usize,
+    since: Instant,
+    written_at_ms: Arc<AtomicU64>,
+}
+
+impl Link {
+    pub(crate) fn new(number: u32, stream: Arc<TcpStream>, address_index: usize) -> Link {
+        Link {
+            number,
+            stream,
+            output: Output::default(),
+            writer: Arc::new(Condvar::new()),
+            writer_idle: false,
+            writing: false,
+            outstanding: 0,
+            control_bytes: 0,
+            address_index,
+            since: Instant::now(),
+            written_at_ms: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
+    pub(crate) fn written_clock(&self) -> WrittenClock {
+        WrittenClock { since: self.since, at_ms: Arc::clone(&self.written_at_ms) }
+    }
+
+    /// Takes everything that is to be written; whoever takes it writes it.
+    pub(crate) fn take_output(&mut self, spare: BytesMut) -> Batch {
+        self.writing = true;
+        self.control_bytes = 0;
+        self.output.take(spare)
+    }
+
+    /// Wakes the writer if there is something for it to do and it sleeps.
+    pub(crate) fn wake_writer(&mut self) {
+        if self.writer_idle && !self.writing && !self.output.is_empty() {
+            self.writer_idle = false;
+            self.writer.notify_one();
+        }
+    }
+}
+
+/// Something that came on a connection.
+pub(crate) enum Arrived {
+    Answer { id: u64, is_report: bool, outcome: TaskOutcome },
+    Progress { id: u64, report: ProgressReport },
+    Ping { id: u64 },
+    GoAway { message: String },
+}
+
+/// What came out of a batch of arrivals, to be handed over after the lock.
+#[derive(Default)]
+pub(crate) struct News {
+    pub(crate) finished: Finished,
+    pub(crate) progress: Vec<(Arc<TaskCell>, ProgressReport)>,
+}
+
+pub(crate) struct State {
+    slots: Slab<Entry>,
+    current: Option<Link>,
+    /// Told to go away, with tasks yet to end.
+    leaving: Vec<Link>,
+    /// Requests not sent, in their order; some may have been cancelled since.
+    waiting: VecDeque<u64>,
+    /// Bytes of requests kept or not yet written.
+    pub(crate) buffered_bytes: usize,
+    /// Threads that wait for room.
+    pub(crate) room_waiters: usize,
+    /// A thread looks for a balancer.
+    pub(crate) connecting: bool,
+    pub(crate) closed: bool,
+    next_link: u32,
+    next_sequence: u64,
+    /// As the latest balancer said.
+    pub(crate) max_frame_bytes: usize,
+    /// Which address to try first; one past the last means the first.
+    pub(crate) preferred: usize,
+    /// Connections in a row that ended soon after they began.
+    pub(crate) short_lives: u32,
+}
+
+impl State {
+    pub(crate) fn new() -> State {
+        State {
+            slots: Slab::new(),
+            current: None,
+            leaving: Vec::new(),
+            waiting: VecDeque::new(),
+            buffered_bytes: 0,
+            room_waiters: 0,
+            connecting: false,
+            closed: false,
+            next_link: NOT_SENT + 1,
+            next_sequence: 0,
+            max_frame_bytes: reparto_protocol::limits::DEFAULT_MAX_FRAME_BYTES as usize,
+            preferred: 0,
+            short_lives: 0,
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// The address that is connected, or is tried first.
+    pub(crate) fn address_index(&self) -> usize {
+        self.current.as_ref().map_or(self.preferred, |link| link.address_index)
+    }
+
+    /// Enters a request, and puts it on the current connection or among those that wait for one.
+    pub(crate) fn enter(&mut self, request: Request<'_>, completer: Completer) -> u64 {
+        let is_question = matches!(request, Request::Status { .. });
+        let entry = Entry { completer, link: NOT_SENT, kept: None, cancelled: false, is_question };
+        let id = self.slots.insert(entry);
+        let (link, must_keep) = match &mut self.current {
+            Some(link) => {
+                self.buffered_bytes += link.output.push_request(id, &request, Instant::now());
+                link.outstanding += 1;
+                (link.number, request.may_be_repeated())
+            }
+            None => {
+                self.waiting.push_back(id);
+                (NOT_SENT, true)
+            }
+        };
+        let Some(entry) = self.slots.get_mut(id) else { return id };
+        entry.link = link;
+        if must_keep {
+            let (request, bytes) = (request.into_owned(), 0);
+            let mut kept = Kept { request, repeats_left: MAX_REPEATS, sequence: self.next_sequence, bytes };
+            self.next_sequence += 1;
+            kept.bytes = kept.request.frame_bytes();
+            self.buffered_bytes += kept.bytes;
+            entry.kept = Some(Box::new(kept));
+        }
+        id
+    }
+
+    /// What the thread that just entered a request should write itself: the request, if it is alone and small.
+    /// One request at a time then costs no switch to the writer thread.
+    pub(crate) fn take_inline(&mut self) -> Option<(u32, Arc<TcpStream>, Batch)> {
+        let link = self.current.as_mut()?;
+        if link.outstanding != 1 || link.writing || link.output.bytes() > INLINE_WRITE_BYTES {
+            link.wake_writer();
+            return None;
+        }
+        Some((link.number, Arc::clone(&link.stream), link.take_output(BytesMut::new())))
+    }
+
+    /// A batch taken from a connection's output has been written, or was lost with it.
+    pub(crate) fn written(&mut self, number: u32, bytes: usize, spare: BytesMut) {
+        self.buffered_bytes -= bytes;
+        if let Some(link) = self.link(number) {
+            link.writing = false;
+            link.output.put_spare(spare);
+            link.wake_writer();
+        }
+    }
+
+    /// Takes a fresh connection into use and sends what waits; gives its number.
+    pub(crate) fn adopt(
+        &mut self,
+        stream: Arc<TcpStream>,
+        address_index: usize,
+        max_frame_bytes: u32,
+        finished: &mut Finished,
+    ) -> u32 {
+        let number = self.next_link;
+        self.next_link = self.next_link.wrapping_add(1).max(NOT_SENT + 1);
+        self.current = Some(Link::new(number, stream, address_index));
+        (self.preferred, self.max_frame_bytes) = (address_index, max_frame_bytes as usize);
+        self.send_waiting(finished);
+        number
+    }
+
+    /// Asks for a request to be stopped.
+    pub(crate) fn cancel(&mut self, id: u64, finished: &mut Finished) {
+        let Some(entry) = self.slots.get_mut(id) else { return };
+        if std::mem::replace(&mut entry.cancelled, true) {
+            return;
+        }
+        let number = entry.link;
+        if number == NOT_SENT {
+            self.end(id, Err(TaskFailure::new(ErrorCode::Cancelled, "the task was cancelled")), finished);
+            // The list of those that wait forgets it when it is next walked, or here when it is mostly such.
+            if self.waiting.len() > 64 + 2 * self.slots.len() {
+                let slots = &mut self.slots;
+                self.waiting.retain(|id| slots.get_mut(*id).is_some());
+            }
+        } else {
+            self.push_control(number, &Message::Cancel(Cancel { id, recall: false }));
+        }
+    }
+
+    /// Puts a message of the connection's own on it. Tells whether there was room.
+    pub(crate) fn push_control(&mut self, number: u32, message: &Message<'_>) -> bool {
+        let Some(link) = self.link(number) else { return true };
+        link.control_bytes += reparto_protocol::HEADER_BYTES;
+        let fits = link.control_bytes <= MAX_CONTROL_BYTES;
+        let added = link.output.push_message(message);
+        link.wake_writer();
+        self.buffered_bytes += added;
+        fits
+    }
+
+    /// Takes in what came on a connection. An error ends the connection, with that reason.
+    pub(crate) fn arrive(
+        &mut self,
+        number: u32,
+        batch: &mut Vec<Arrived>,
+        news: &mut News,
+    ) -> Result<(), String> {
+        for arrived in batch.drain(..) {
+            match arrived {
+                Arrived::Answer { id, is_report, outcome } => {
+                    self.answer(number, id, is_report, outcome, &mut news.finished);
+                }
+                Arrived::Progress { id, report } => {
+                    if let Some(Entry { completer: Completer::Cell(cell), link, .. }) = self.slots.get_mut(id)
+                        && *link == number
+                    {
+                        news.progress.push((Arc::clone(cell), report));
+                    }
+                }
+                Arrived::Ping { id } => {
+                    if !self.push_control(number, &Message::Pong(Pong { id })) {
+                        return Err("the balancer asks for PONGs and does not read them".into());
+                    }
+                }
+                Arrived::GoAway { message } => {
+                    log::info!("the balancer goes away: {message}");
+                    self.leave(number, &mut news.finished);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        number: u32,
+        id: u64,
+        is_report: bool,
+        outcome: TaskOutcome,
+        finished: &mut Finished,
+    ) {
+        let expected = self
+            .slots
+            .get_mut(id)
+            .filter(|entry| entry.link == number && (outcome.is_err() || entry.is_question == is_report));
+        if expected.is_none() {
+            log::warn!("the balancer answered {id}, which was not asked; the answer is dropped");
+            return;
+        }
+        if let Some(link) = self.link(number) {
+            link.outstanding -= 1;
+        }
+        if matches!(&outcome, Err(failure) if failure.code == ErrorCode::ShuttingDown) {
+            self.leave(number, finished);
+            if self.put_back(id) {
+                return;
+            }
+        }
+        self.end(id, outcome, finished);
+    }
+
+    /// A connection that was told to go away and has nothing left.
+    pub(crate) fn has_left(&mut self, number: u32) -> bool {
+        self.leaving.iter().any(|link| link.number == number && link.outstanding == 0)
+    }
+
+    /// Drops everything: no client, handle or queue is left.
+    pub(crate) fn close(&mut self, finished: &mut Finished) {
+        self.closed = true;
+        let links: Vec<u32> = self.current.iter().chain(&self.leaving).map(|link| link.number).collect();
+        let reason = "the client was closed before the answer came";
+        for number in links {
+            self.lose(number, reason, finished);
+        }
+        self.fail_waiting(ErrorCode::ConnectionLost, reason, finished);
+    }
+
+    pub(crate) fn link(&mut self, number: u32) -> Option<&mut Link> {
+        let links = self.current.iter_mut().chain(self.leaving.iter_mut());
+        links.into_iter().find(|link| link.number == number)
+    }
+
+    fn take_link(&mut self, number: u32) -> Option<Link> {
+        if let Some(link) = self.current.take_if(|link| link.number == number) {
+            return Some(link);
+        }
+        let position = self.leaving.iter().position(|link| link.number == number)?;
+        Some(self.leaving.remove(position))
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes a request out of the books and says how it ended.
+    fn end(&mut self, id: u64, outcome: TaskOutcome, finished: &mut Finished) {
+        if let Some(entry) = self.slots.remove(id) {
+            self.buffered_bytes -= entry.kept.map_or(0, |kept| kept.bytes);
+            finished.push((entry.completer, outcome));
+        }
+    }
+
+    /// Puts a request that was sent in vain back among those that wait, if it may be sent again.
+    fn put_back(&mut self, id: u64) -> bool {
+        let Some(entry) = self.slots.get_mut(id) else { return false };
+        let Some(kept) = entry.kept.as_mut().filter(|kept| kept.repeats_left > 0) else { return false };
+        if entry.cancelled {
+            return false;
+        }
+        kept.repeats_left -= 1;
+        entry.link = NOT_SENT;
+        self.waiting.push_back(id);
+        true
+    }
+
+    /// Ends every request that waits.
+    pub(crate) fn fail_waiting(&mut self, code: ErrorCode, message: &str, finished: &mut Finished) {
+        for id in std::mem::take(&mut self.waiting) {
+            self.end(id, Err(TaskFailure::new(code, message)), finished);
+        }
+    }
+
+    /// Ends those that wait and whose deadline has passed.
+    pub(crate) fn expire_waiting(&mut self, now: Instant, finished: &mut Finished) {
+        let mut expired = Vec::new();
+        let slots = &mut self.slots;
+        self.waiting.retain(|id| {
+            let Some(entry) = slots.get_mut(*id) else { return false };
+            let over = entry.kept.as_ref().is_some_and(|kept| kept.request.has_expired(now));
+            if over {
+                expired.push(*id);
+            }
+            !over
+        });
+        for id in expired {
+            self.end(id, Err(expired_unsent()), finished);
+        }
+    }
+
+    /// Puts everything that waits on the current connection, if there is one.
+    pub(crate) fn send_waiting(&mut self, finished: &mut Finished) {
+        if self.current.is_none() || self.waiting.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for id in std::mem::take(&mut self.waiting) {
+            let Some(link) = &mut self.current else { return };
+            let Some(entry) = self.slots.get_mut(id) else { continue };
+            let Some(kept) = &entry.kept else { continue };
+            let frame_bytes = kept.request.frame_bytes();
+            if kept.request.has_expired(now) {
+                self.end(id, Err(expired_unsent()), finished);
+                continue;
+            }
+            if frame_bytes > self.max_frame_bytes {
+                let limit = self.max_frame_bytes;
+                let sentence =
+                    format!("the frame of {frame_bytes} bytes is over this balancer's limit of {limit}");
+                self.end(id, Err(TaskFailure::new(ErrorCode::PayloadTooLarge, sentence)), finished);
+                continue;
+            }
+            self.buffered_bytes += link.output.push_request(id, &kept.request, now);
+            link.outstanding += 1;
+            entry.link = link.number;
+            if !kept.request.may_be_repeated() {
+                self.buffered_bytes -= entry.kept.take().map_or(0, |kept| kept.bytes);
+            }
+        }
+        if let Some(link) = &mut self.current {
+            link.wake_writer();
+        }
+    }
+
+    /// Forgets a connection: its requests wait again if they may, and end otherwise. Tells whether it was known.
+    pub(crate) fn lose(&mut self, number: u32, reason: &str, finished: &mut Finished) -> bool {
+        let was_current = self.current.as_ref().is_some_and(|link| link.number == number);
+        let Some(link) = self.take_link(number) else { return false };
+        if was_current {
+            self.note_life(&link);
+        }
+        let _ = link.stream.shutdown(Shutdown::Both); // It may be closed already.
+        link.writer.notify_all();
+        self.buffered_bytes -= link.output.bytes();
+        let mut orphans = self.slots.keys_where(|entry| entry.link == number);
+        let slots = &mut self.slots;
+        orphans.sort_by_cached_key(|id| {
+            slots.get_mut(*id).and_then(|entry| entry.kept.as_ref()).map(|kept| kept.sequence)
+        });
+        for id in orphans {
+            if self.slots.get_mut(id).is_some_and(|entry| entry.cancelled) {
+                self.end(id, Err(TaskFailure::new(ErrorCode::Cancelled, "the task was cancelled")), finished);
+            } else if !self.put_back(id) {
+                self.end(id, Err(TaskFailure::new(ErrorCode::ConnectionLost, reason)), finished);
+            }
+        }
+        true
+    }
+
+    /// A connection ended. The next search begins at its address, unless it was of little use.
+    fn note_life(&mut self, link: &Link) {
+        if link.since.elapsed() < SHORT_LIFE {
+            self.short_lives = self.short_lives.saturating_add(1);
+            self.preferred = link.address_index + 1;
+        } else {
+            self.short_lives = 0;
+        }
+    }
+
+    /// Takes nothing new to a connection whose balancer goes away.
+    fn leave(&mut self, number: u32, finished: &mut Finished) {
+        let Some(link) = self.current.take_if(|link| link.number == number) else { return };
+        self.note_life(&link);
+        self.preferred = link.address_index + 1;
+        self.leaving.push(link);
+        if self.leaving.len() > MAX_LEAVING_LINKS {
+            let oldest = self.leaving[0].number;
+            self.lose(oldest, "too many balancers went away with tasks in flight", finished);
+        }
+    }
+}
+
+fn expired_unsent() -> TaskFailure {
+    TaskFailure::new(ErrorCode::Expired, "the deadline passed before a balancer could be reached")
+}
