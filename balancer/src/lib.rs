@@ -1,3 +1,25 @@
-//! Reparto's balancer.
+//! Reparto's balancer: it takes tasks from clients and gives each to the worker best placed to run it.
+//!
+//! Three rooms, each with one duty:
+//!
+//! - [`scheduler`] decides who runs what, when. No sockets, no clock, no threads.
+//! - [`dialect`] turns bytes into the scheduler's events, and its effects into bytes. No sockets either.
+//! - [`reactor`] moves the bytes: one mio loop over every connection. It decides nothing about tasks.
+//!
+//! ```
+//! use reparto_balancer::{Balancer, Settings};
+//!
+//! let any_port = ([127, 0, 0, 1], 0).into();
+//! let balancer = Balancer::bind(Settings { clients: any_port, workers: any_port, ..Settings::default() })?;
+//! let handle = balancer.handle();
+//! let serving = std::thread::spawn(move || balancer.run());
+//! handle.shutdown();
+//! serving.join().expect("the balancer's thread does not panic")?;
+//! # Ok::<(), reparto_balancer::BalancerError>(())
+//! ```
 
+pub mod dialect;
+pub mod reactor;
 pub mod scheduler;
+
+pub use reactor::{Balancer, BalancerError, Handle, Settings};

@@ -1,0 +1,201 @@
+//! Dialects: wire formats, between a connection's bytes and the scheduler's events and effects.
+//!
+//! A [`Session`] is what a dialect keeps of one connection. It finds the next frame in the bytes that came
+//! ([`Session::decode`]), and writes down what the scheduler wants said ([`Session::encode`]). It knows no
+//! socket, no clock and no thread, so every rule of a wire format can be tested with bytes alone.
+//!
+//! Each dialect has a folder beside this file and a variant of [`Session`]; nothing else knows how many there are.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reparto_protocol::{ErrorCode, FrameError};
+
+use crate::scheduler::{Assignment, Effect, Event, Peer, Policy, Scheduler, Time};
+
+pub mod native;
+mod output;
+
+pub use output::{Output, SHARED_PAYLOAD_BYTES};
+
+/// Payloads from here on keep the memory that they were read into. Smaller ones that are kept get memory of their
+/// own, so that a task or a result that waits for long cannot hold a whole read buffer for a few bytes.
+pub const KEPT_PAYLOAD_BYTES: usize = 32 * 1024;
+
+/// The scheduler copies payloads of tasks below this, so they need not be copied before.
+const SCHEDULER_COPIES_BYTES: usize = 16 * 1024;
+
+/// Which listener a connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// The one for clients.
+    Clients,
+    /// The one for workers.
+    Workers,
+}
+
+/// What sessions need to know of the balancer they belong to. The same for all of them.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Where clients connect.
+    pub clients: SocketAddr,
+    /// Where workers connect.
+    pub workers: SocketAddr,
+    /// Largest frame taken, in bytes, header included.
+    pub max_frame_bytes: u32,
+    /// Silence after which a worker is asked whether it is there.
+    pub heartbeat: Duration,
+    /// Silence after which a worker is lost.
+    pub silence: Duration,
+    /// How workers are chosen, for the status report.
+    pub policy: Policy,
+}
+
+/// Why a connection is ended: what its last ERROR says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why, for programs.
+    pub code: ErrorCode,
+    /// Why, for people.
+    pub message: Cow<'static, str>,
+}
+
+impl Refusal {
+    /// A refusal with a code and a sentence.
+    pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Refusal { code, message: message.into() }
+    }
+}
+
+impl From<FrameError> for Refusal {
+    fn from(error: FrameError) -> Self {
+        Refusal::new(error.code(), error.to_string())
+    }
+}
+
+/// Something that is answered without asking the scheduler to do anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The limits in force, for a peer that said who it is.
+    Welcome,
+    /// A sign of life of this number.
+    Pong(u64),
+    /// A page of the status report.
+    Status {
+        /// The asker's number.
+        id: u64,
+        /// Workers and actions to pass over.
+        offset: u32,
+        /// Workers and actions to give at most.
+        limit: u32,
+    },
+    /// A request that cannot be met. The connection lives on.
+    Failed {
+        /// The asker's number.
+        id: u64,
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        message: &'static str,
+    },
+}
+
+/// What one look at the bytes found.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// No whole frame. Ask again when more bytes are there, up to [`Session::frame_bytes`].
+    Incomplete,
+    /// A frame that asks for nothing.
+    Nothing,
+    /// A frame that the scheduler must hear of.
+    Event(Event<'a>),
+    /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
+    Answer(Answer, Option<Event<'a>>),
+}
+
+/// A connection's state in the dialect that it speaks.
+#[derive(Debug)]
+pub enum Session {
+    /// Reparto's own protocol.
+    Native(native::Session),
+}
+
+impl Session {
+    /// A session of the native dialect, for a connection that has just come to a listener.
+    pub fn native(listener: Listener) -> Session {
+        Session::Native(native::Session::new(listener))
+    }
+
+    /// Which listener the connection came to.
+    pub fn listener(&self) -> Listener {
+        match self {
+            Session::Native(session) => session.listener(),
+        }
+    }
+
+    /// Whether the peer has said all that it must say before it takes part: the scheduler knows it.
+    pub fn joined(&self) -> bool {
+        match self {
+            Session::Native(session) => session.joined(),
+        }
+    }
+
+    /// The length of the frame that begins `buffer`, in bytes, as far as these bytes tell. Never less than one.
+    ///
+    /// # Errors
+    /// Bytes that cannot begin a frame that may come now. So a bad header does not wait for the frame's end.
+    pub fn frame_bytes(&self, context: &Context, buffer: &[u8]) -> Result<usize, Refusal> {
+        match self {
+            Session::Native(session) => session.frame_bytes(context, buffer),
+        }
+    }
+
+    /// Takes the frame that begins at `from` in `chunk`: what it asks for, and its length in bytes, which is 0
+    /// for [`Step::Incomplete`].
+    ///
+    /// # Errors
+    /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
+    #[inline]
+    pub fn decode<'a>(
+        &mut self,
+        context: &Context,
+        peer: Peer,
+        chunk: &'a Bytes,
+        from: usize,
+    ) -> Result<(Step<'a>, usize), Refusal> {
+        match self {
+            Session::Native(session) => session.decode(context, peer, chunk, from),
+        }
+    }
+
+    /// Writes down an effect that concerns this connection. `assignment` is there for [`Effect::Assign`].
+    #[inline]
+    pub fn encode(&self, now: Time, effect: Effect, assignment: Option<Assignment<'_>>, out: &mut Output) {
+        match self {
+            Session::Native(_) => native::encode(now, effect, assignment, out),
+        }
+    }
+
+    /// Writes down an answer.
+    pub fn answer(
+        &self,
+        context: &Context,
+        now: Time,
+        scheduler: &Scheduler,
+        answer: &Answer,
+        out: &mut Output,
+    ) {
+        match self {
+            Session::Native(_) => native::answer(context, now, scheduler, answer, out),
+        }
+    }
+
+    /// Writes down why the connection ends.
+    pub fn refuse(&self, refusal: &Refusal, out: &mut Output) {
+        match self {
+            Session::Native(_) => native::refuse(refusal, out),
+        }
+    }
+}

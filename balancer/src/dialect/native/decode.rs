@@ -1,0 +1,214 @@
+//! From the native dialect's frames to events: which frame may come when, and what it asks for.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reparto_protocol::{
+    ErrorCode, Frame, FrameError, FrameType, HEADER_BYTES, Hello, Message, Outcome, Register, Role, Task,
+    TaskResult, frame_length, limits,
+};
+
+use super::{Session, State};
+use crate::dialect::{
+    Answer, Context, KEPT_PAYLOAD_BYTES, Listener, Refusal, SCHEDULER_COPIES_BYTES, SHARED_PAYLOAD_BYTES,
+    Step,
+};
+use crate::scheduler::{AssignmentId, Event, Finish, Peer, Registration, Submission};
+
+impl Session {
+    /// The length of the frame that begins `buffer`, as far as it is known.
+    ///
+    /// # Errors
+    /// A header that is none, or that may not come now.
+    pub fn frame_bytes(&self, context: &Context, buffer: &[u8]) -> Result<usize, Refusal> {
+        let limit = self.frame_limit(context);
+        let length = frame_length(buffer, limit)?.unwrap_or(HEADER_BYTES);
+        if buffer.len() >= HEADER_BYTES {
+            Frame::parse(buffer, limit)?;
+            if let Some(kind) = FrameType::from_byte(buffer[4]) {
+                self.admit(kind)?;
+            }
+        }
+        Ok(length)
+    }
+
+    /// Takes the frame that begins at `from` in `chunk`.
+    ///
+    /// # Errors
+    /// Bytes that are no frame, or a frame that may not come now.
+    #[inline]
+    pub fn decode<'a>(
+        &mut self,
+        context: &Context,
+        peer: Peer,
+        chunk: &'a Bytes,
+        from: usize,
+    ) -> Result<(Step<'a>, usize), Refusal> {
+        let Some((frame, length)) = Frame::parse(&chunk[from..], self.frame_limit(context))? else {
+            return Ok((Step::Incomplete, 0));
+        };
+        self.admit(frame.kind)?;
+        Ok((self.take(context, peer, chunk, Message::decode(&frame)?)?, length))
+    }
+
+    /// Before HELLO a peer is a stranger, and HELLO is small.
+    #[inline]
+    fn frame_limit(&self, context: &Context) -> u32 {
+        match self.state {
+            State::New => limits::MIN_MAX_FRAME_BYTES,
+            _ => context.max_frame_bytes,
+        }
+    }
+
+    /// Whether a frame of this type may come now.
+    #[inline]
+    fn admit(&self, kind: FrameType) -> Result<(), FrameError> {
+        use FrameType::{
+            Cancel, Drain, Fetch, Hello, Ping, Pong, Progress, Register, Status, Task, TaskResult,
+        };
+        let when = match (self.state, kind) {
+            (State::Client, Task | Cancel | Status | Fetch | Ping | Pong)
+            | (State::Worker, TaskResult | Progress | Register | Drain | Ping | Pong)
+            | (State::Unregistered, Register | Ping | Pong)
+            | (State::New, Hello) => return Ok(()),
+            (State::New, _) => "before HELLO",
+            (_, Hello) => "twice on a connection",
+            (State::Client, _) => "from a client",
+            (State::Unregistered, TaskResult | Progress | Drain) => "before REGISTER",
+            (State::Unregistered | State::Worker, _) => "from a worker",
+        };
+        Err(FrameError::Unexpected { frame: kind, when })
+    }
+
+    #[inline]
+    fn take<'a>(
+        &mut self,
+        context: &Context,
+        peer: Peer,
+        chunk: &'a Bytes,
+        message: Message<'a>,
+    ) -> Result<Step<'a>, Refusal> {
+        Ok(match message {
+            Message::Task(task) => submit(peer, chunk, &task),
+            Message::TaskResult(result) => finished(peer, chunk, &result),
+            Message::Progress(m) => Step::Event(Event::Progress {
+                peer,
+                assignment: AssignmentId(m.id),
+                done: m.done,
+                total: m.total,
+                payload: payload_of(chunk, m.payload, SHARED_PAYLOAD_BYTES),
+            }),
+            Message::Cancel(m) => Step::Event(Event::Cancel { peer, id: m.id }),
+            Message::Ping(m) => Step::Answer(Answer::Pong(m.id), None),
+            Message::Pong(_) => Step::Nothing,
+            Message::Hello(hello) => self.hello(context, peer, &hello)?,
+            Message::Register(register) => {
+                self.state = State::Worker;
+                Step::Event(Event::Register { peer, registration: registration(&register) })
+            }
+            Message::Drain(m) => Step::Event(Event::Drain { peer, request: m.id, resume: m.resume }),
+            Message::Status(m) => {
+                Step::Answer(Answer::Status { id: m.id, offset: m.offset, limit: m.limit }, None)
+            }
+            Message::Fetch(m) => no_store(m.id),
+            // What only a balancer sends was turned away by its type.
+            Message::Welcome(_)
+            | Message::GoAway(_)
+            | Message::Error(_)
+            | Message::StatusReport(_)
+            | Message::Accepted(_)
+            | Message::Result(_)
+            | Message::Ack(_)
+            | Message::AssignTask(_) => Step::Nothing,
+        })
+    }
+
+    fn hello<'a>(&mut self, context: &Context, peer: Peer, hello: &Hello<'_>) -> Result<Step<'a>, Refusal> {
+        match (hello.role, self.listener) {
+            (Role::Client, Listener::Clients) => {
+                self.state = State::Client;
+                Ok(Step::Answer(Answer::Welcome, Some(Event::ClientJoined { peer })))
+            }
+            (Role::Worker, Listener::Workers) => {
+                self.state = State::Unregistered;
+                Ok(Step::Answer(Answer::Welcome, None))
+            }
+            (Role::Worker, Listener::Clients) => Err(Refusal::new(
+                ErrorCode::BadFrame,
+                format!("this address is for clients; workers connect to {}", context.workers),
+            )),
+            (Role::Client, Listener::Workers) => Err(Refusal::new(
+                ErrorCode::BadFrame,
+                format!("this address is for workers; clients connect to {}", context.clients),
+            )),
+        }
+    }
+}
+
+#[inline]
+fn submit<'a>(peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
+    let options = &task.options;
+    if options.background {
+        return no_store(task.id);
+    }
+    Step::Event(Event::Submit {
+        peer,
+        task: Submission {
+            id: task.id,
+            action: task.action,
+            payload: payload_of(chunk, task.payload, SCHEDULER_COPIES_BYTES),
+            priority: options.priority.unwrap_or(limits::DEFAULT_PRIORITY),
+            deadline: options.deadline_ms.map(Duration::from_millis),
+            wait: options.wait_ms.map(Duration::from_millis),
+            key: options.key.unwrap_or(&[]),
+            max_attempts: options.max_attempts.unwrap_or(limits::DEFAULT_MAX_ATTEMPTS),
+        },
+    })
+}
+
+#[inline]
+fn finished<'a>(peer: Peer, chunk: &'a Bytes, result: &TaskResult<'a>) -> Step<'a> {
+    let finish = match result.outcome {
+        Outcome::Done => Finish::Done,
+        Outcome::Failed => Finish::Failed(result.message),
+        Outcome::Retry => Finish::Retry(result.message),
+        Outcome::NotRun => Finish::NotRun,
+    };
+    Step::Event(Event::Finished {
+        peer,
+        assignment: AssignmentId(result.id),
+        finish,
+        service_ns: result.service_ns,
+        payload: payload_of(chunk, result.payload, SHARED_PAYLOAD_BYTES),
+    })
+}
+
+fn registration<'a>(register: &Register<'a>) -> Registration<'a> {
+    Registration {
+        request: register.id,
+        worker_id: register.worker_id,
+        threads: register.threads,
+        window: register.window,
+        weight: register.weight,
+        service_ns: register.service_ns,
+        actions: register.actions.iter().collect(),
+    }
+}
+
+fn no_store<'a>(id: u64) -> Step<'a> {
+    let message = "this balancer has no store for background tasks";
+    Step::Answer(Answer::Failed { id, code: ErrorCode::StoreUnavailable, message }, None)
+}
+
+/// A payload that may be kept: in memory of its own from `copy_from` bytes on, and shared with the chunk again
+/// from [`KEPT_PAYLOAD_BYTES`] on. What is smaller is borrowed, since its taker copies it.
+#[inline]
+fn payload_of(chunk: &Bytes, payload: &[u8], copy_from: usize) -> Bytes {
+    if payload.is_empty() {
+        Bytes::new()
+    } else if (copy_from..KEPT_PAYLOAD_BYTES).contains(&payload.len()) {
+        Bytes::copy_from_slice(payload)
+    } else {
+        chunk.slice_ref(payload)
+    }
+}

@@ -1,0 +1,107 @@
+//! From effects and answers to the native dialect's frames.
+
+use bytes::Bytes;
+use reparto_protocol::{
+    Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport, TaskDone,
+    Welcome, limits,
+};
+
+use super::status;
+use crate::dialect::{Answer, Context, Output, Refusal};
+use crate::scheduler::{Assignment, Effect, Scheduler, Time};
+
+const AGENT: &str = concat!("reparto-balancer/", env!("CARGO_PKG_VERSION"));
+
+const GOING: &str = "the balancer is shutting down; what is in flight will be answered";
+
+/// Writes an effect down. `assignment` is there for [`Effect::Assign`], which says nothing without it.
+#[inline]
+pub fn encode(now: Time, effect: Effect, assignment: Option<Assignment<'_>>, out: &mut Output) {
+    match effect {
+        Effect::Assign { assignment: id, .. } => {
+            if let Some(assignment) = assignment {
+                assign(now, id.0, &assignment, out);
+            }
+        }
+        Effect::Result { id, payload, .. } => {
+            put(&Message::Result(TaskDone { id, payload: &[] }), &payload, out);
+        }
+        Effect::Fail { id, code, message, payload, .. } => {
+            put(&Message::Error(ErrorMessage { id, code, message: &message, payload: &[] }), &payload, out);
+        }
+        Effect::Progress { id, done, total, payload, .. } => {
+            put(&Message::Progress(Progress { id, done, total, payload: &[] }), &payload, out);
+        }
+        Effect::CancelAssignment { assignment, recall, .. } => {
+            put_bare(&Message::Cancel(Cancel { id: assignment.0, recall }), out);
+        }
+        Effect::Acknowledge { request, window, .. } => {
+            put_bare(&Message::Ack(Ack { id: request, window }), out);
+        }
+        Effect::Ping { .. } => put_bare(&Message::Ping(Ping { id: 0 }), out),
+        Effect::GoAway { .. } => put_bare(&Message::GoAway(GoAway { message: GOING }), out),
+        Effect::Close { code, message, .. } => refuse(&Refusal { code, message }, out),
+        Effect::Stopped => {}
+    }
+}
+
+/// Writes an answer down.
+pub fn answer(context: &Context, now: Time, scheduler: &Scheduler, answer: &Answer, out: &mut Output) {
+    match *answer {
+        Answer::Welcome => put_bare(
+            &Message::Welcome(Welcome {
+                version: limits::VERSION,
+                features: 0,
+                max_frame_bytes: context.max_frame_bytes,
+                heartbeat_ms: u32::try_from(context.heartbeat.as_millis()).unwrap_or(u32::MAX),
+                silence_ms: u32::try_from(context.silence.as_millis()).unwrap_or(u32::MAX),
+                agent: AGENT,
+            }),
+            out,
+        ),
+        Answer::Pong(id) => put_bare(&Message::Pong(Pong { id }), out),
+        Answer::Status { id, offset, limit } => {
+            let report = status::report(context, now, scheduler, offset, limit);
+            put(&Message::StatusReport(StatusReport { id, payload: &[] }), &report, out);
+        }
+        Answer::Failed { id, code, message } => {
+            put_bare(&Message::Error(ErrorMessage { id, code, message, payload: &[] }), out);
+        }
+    }
+}
+
+/// Writes down why the connection ends.
+pub fn refuse(refusal: &Refusal, out: &mut Output) {
+    let (code, message) = (refusal.code, &*refusal.message);
+    put_bare(&Message::Error(ErrorMessage { id: 0, code, message, payload: &[] }), out);
+}
+
+#[inline]
+fn assign(now: Time, id: u64, assignment: &Assignment<'_>, out: &mut Output) {
+    let message = Message::AssignTask(AssignTask {
+        id,
+        action: assignment.action,
+        attempt: assignment.attempt,
+        deadline_ms: assignment.deadline.map(|deadline| milliseconds_left(now, deadline)),
+        key: Some(assignment.key).filter(|key| !key.is_empty()),
+        task_id: None,
+        payload: &[],
+    });
+    put(&message, assignment.payload, out);
+}
+
+/// Rounded up, so that a task with time left is never told that it has none.
+fn milliseconds_left(now: Time, deadline: Time) -> u64 {
+    u64::try_from(deadline.since(now).as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+}
+
+#[inline]
+fn put(message: &Message<'_>, payload: &Bytes, out: &mut Output) {
+    message.encode_head(out.buffer(), payload.len());
+    out.payload(payload);
+}
+
+#[inline]
+fn put_bare(message: &Message<'_>, out: &mut Output) {
+    message.encode_head(out.buffer(), 0);
+}

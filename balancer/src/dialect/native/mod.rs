@@ -1,0 +1,53 @@
+//! The native dialect: Reparto's own protocol, whose frames and messages are reparto-protocol's.
+//!
+//! ```text
+//!  clients' listener:  HELLO ----------------> client
+//!  workers' listener:  HELLO --> REGISTER ---> worker
+//! ```
+
+mod decode;
+mod encode;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use encode::{answer, encode, refuse};
+
+use super::Listener;
+
+/// What a peer has said so far, which says what it may say next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing: HELLO must come.
+    New,
+    /// HELLO, as a worker: REGISTER must come.
+    Unregistered,
+    /// HELLO, as a client.
+    Client,
+    /// HELLO and REGISTER.
+    Worker,
+}
+
+/// A connection's state in the native dialect.
+#[derive(Debug)]
+pub struct Session {
+    listener: Listener,
+    state: State,
+}
+
+impl Session {
+    /// The state of a connection that has just come to a listener.
+    pub fn new(listener: Listener) -> Self {
+        Session { listener, state: State::New }
+    }
+
+    /// Which listener the connection came to.
+    pub fn listener(&self) -> Listener {
+        self.listener
+    }
+
+    /// Whether HELLO and, from a worker, REGISTER have come.
+    pub fn joined(&self) -> bool {
+        matches!(self.state, State::Client | State::Worker)
+    }
+}

@@ -1,0 +1,359 @@
+//! One connection: its socket, its session, what came of an unfinished frame, and what waits to be written.
+//!
+//! An idle connection holds no buffer at all. Times are kept, not timers: [`Connection::due`] says what the
+//! connection must be closed for, and when.
+
+use std::io::{self, IoSlice, Write};
+
+use bytes::{Bytes, BytesMut};
+use mio::net::TcpStream;
+
+use super::deadlines::NEVER;
+use super::read_buffer::SHORT_MEANS_BLOCKED;
+use super::settings::Settings;
+use crate::dialect::{Context, Listener, Output, Refusal, Session};
+use crate::scheduler::Time;
+
+/// Most pieces given to one vectored write.
+const WRITE_PIECES: usize = 64;
+
+/// Most bytes written to a connection in a turn; the rest goes in the next.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Least memory that an unfinished frame is given once it needs any beyond its header.
+const LEAST_INPUT: usize = 512;
+
+/// How far the connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Frames are taken.
+    Open,
+    /// What came is thrown away; what waits is still written, then the sending side is closed.
+    Closing,
+    /// The sending side is closed; the peer's is waited for, so that it gets to read the last bytes.
+    Lingering,
+}
+
+/// What a connection must be closed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// It has not said what it must say before it takes part.
+    Join,
+    /// A frame has begun and is not whole.
+    Frame,
+    /// It takes nothing of what waits for it.
+    Write,
+    /// It was closing, and its time is up.
+    Linger,
+}
+
+/// How a flush ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// Nothing waits any more.
+    Drained,
+    /// The socket takes no more; an event will say when it does.
+    Blocked,
+    /// Enough for a turn.
+    Unfinished,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    pub(super) session: Session,
+    pub(super) phase: Phase,
+    /// Bytes may be there to be read.
+    pub(super) readable: bool,
+    /// The peer has closed its side, so reading must go on until the end is seen.
+    pub(super) ending: bool,
+    /// In the list of those to be read from.
+    pub(super) queued: bool,
+    /// In the list of those to be flushed.
+    pub(super) touched: bool,
+    /// The socket takes nothing now.
+    pub(super) write_blocked: bool,
+    /// Not read from, because it does not read either.
+    pub(super) paused: bool,
+    /// `input` begins with frames that are whole, left for a later turn.
+    pub(super) parked: bool,
+    /// To be closed as soon as no effect is being carried out. Nothing is written to it any more.
+    pub(super) doomed: bool,
+    /// When it came or, when it is closing, when that began.
+    pub(super) since: Time,
+    /// When the unfinished frame began.
+    pub(super) frame_began: Option<Time>,
+    /// Since when the socket has taken nothing of what waits.
+    pub(super) blocked_since: Option<Time>,
+    /// When it is to be looked at, as the deadlines' heap has it.
+    pub(super) planned: Time,
+    /// What came of a frame that is not whole.
+    pub(super) input: Vec<u8>,
+    /// What of `input`'s memory is counted into the sum over all connections.
+    pub(super) input_counted: usize,
+    pub(super) output: Output,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TcpStream, listener: Listener, now: Time) -> Self {
+        Connection {
+            stream,
+            session: Session::native(listener),
+            phase: Phase::Open,
+            readable: false,
+            ending: false,
+            queued: false,
+            touched: false,
+            write_blocked: false,
+            paused: false,
+            parked: false,
+            doomed: false,
+            since: now,
+            frame_began: None,
+            blocked_since: None,
+            planned: NEVER,
+            input: Vec::new(),
+            input_counted: 0,
+            output: Output::default(),
+        }
+    }
+
+    /// Whether frames are taken from it, and written to it.
+    #[inline]
+    pub(super) fn open(&self) -> bool {
+        self.phase == Phase::Open && !self.doomed
+    }
+
+    /// Moves bytes from `chunk` behind what is there of an unfinished frame, up to that frame's end. Gives the
+    /// frame once it is whole.
+    ///
+    /// Memory grows with the bytes that came, doubling, and never beyond what the frame needs.
+    ///
+    /// # Errors
+    /// As [`Session::frame_bytes`]: a bad header does not wait for its frame.
+    pub(super) fn complete(
+        &mut self,
+        context: &Context,
+        chunk: &Bytes,
+        from: &mut usize,
+    ) -> Result<Option<Bytes>, Refusal> {
+        loop {
+            let length = self.session.frame_bytes(context, &self.input)?;
+            if self.input.len() >= length {
+                return Ok(Some(Bytes::from(std::mem::take(&mut self.input))));
+            }
+            let rest = &chunk[*from..];
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            let missing = length - self.input.len();
+            let take = missing.min(rest.len());
+            grow(&mut self.input, take, length);
+            self.input.extend_from_slice(&rest[..take]);
+            *from += take;
+        }
+    }
+
+    /// Keeps bytes that begin with no whole frame.
+    ///
+    /// # Errors
+    /// As [`Session::frame_bytes`].
+    pub(super) fn keep(&mut self, context: &Context, rest: &[u8]) -> Result<(), Refusal> {
+        let length = self.session.frame_bytes(context, rest)?;
+        grow(&mut self.input, rest.len(), length);
+        self.input.extend_from_slice(rest);
+        Ok(())
+    }
+
+    /// Keeps bytes that may hold whole frames, for a later turn.
+    pub(super) fn park(&mut self, rest: &[u8]) {
+        self.input.extend_from_slice(rest);
+        self.parked = true;
+    }
+
+    /// Writes what waits, as much as the socket takes and a turn allows. Says how many bytes went.
+    pub(super) fn flush(&mut self, now: Time) -> io::Result<(usize, Flushed)> {
+        let mut total = 0;
+        let flushed = loop {
+            if self.output.is_empty() {
+                break Flushed::Drained;
+            }
+            if total >= WRITE_BYTES {
+                break Flushed::Unfinished;
+            }
+            let mut slices = [IoSlice::new(&[]); WRITE_PIECES];
+            let (count, offered) = self.output.slices(&mut slices);
+            match self.stream.write_vectored(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.output.advance(written);
+                    total += written;
+                    if written < offered && SHORT_MEANS_BLOCKED {
+                        break Flushed::Blocked;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Flushed::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.write_blocked = flushed == Flushed::Blocked;
+        if self.output.is_empty() {
+            self.blocked_since = None;
+        } else if total > 0 || self.blocked_since.is_none() {
+            self.blocked_since = Some(now);
+        }
+        Ok((total, flushed))
+    }
+
+    /// Lends an output that is to be appended to a buffer.
+    pub(super) fn lend(&mut self, spare: &mut Vec<BytesMut>) {
+        if self.output.is_empty()
+            && let Some(buffer) = spare.pop()
+        {
+            self.output.lend_buffer(buffer);
+        }
+    }
+
+    /// What the connection must next be closed for, and when.
+    pub(super) fn due(&self, settings: &Settings) -> Option<(Time, Due)> {
+        if self.phase != Phase::Open {
+            return Some((self.since.after(settings.linger), Due::Linger));
+        }
+        let join = (!self.session.joined()).then(|| (self.since.after(settings.frame_timeout), Due::Join));
+        // While it is not read from, the rest of its frame cannot come.
+        let began = self.frame_began.filter(|_| !self.paused && !self.parked);
+        let frame = began.map(|began| (began.after(settings.frame_timeout), Due::Frame));
+        let write = self.blocked_since.map(|since| (since.after(settings.write_timeout), Due::Write));
+        [join, frame, write].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+}
+
+/// Makes room for `more` bytes of a frame of `length`: twice of what is there, but not more than the frame.
+fn grow(input: &mut Vec<u8>, more: usize, length: usize) {
+    let needed = input.len() + more;
+    if needed > input.capacity() {
+        let capacity = needed.max(2 * input.len()).max(LEAST_INPUT).min(length.max(needed));
+        input.reserve_exact(capacity - input.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use reparto_protocol::{Hello, Message, Role, Task, TaskOptions, limits};
+
+    use super::*;
+    use crate::dialect::Step;
+    use crate::scheduler::{Peer, Policy};
+
+    const PEER: Peer = Peer { index: 0, generation: 0 };
+
+    fn context() -> Context {
+        let address = ([127, 0, 0, 1], 1).into();
+        Context {
+            clients: address,
+            workers: address,
+            max_frame_bytes: limits::DEFAULT_MAX_FRAME_BYTES,
+            heartbeat: Duration::from_secs(5),
+            silence: Duration::from_secs(15),
+            policy: Policy::default(),
+        }
+    }
+
+    /// A connection that has said HELLO, and the listener that keeps its other end waiting.
+    fn client() -> (Connection, std::net::TcpListener) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        let mut connection = Connection::new(stream, Listener::Clients, Time(0));
+        let mut hello = BytesMut::new();
+        let message = Hello { version: 1, role: Role::Client, features: 0, agent: "", token: &[] };
+        Message::Hello(message).encode(&mut hello);
+        let hello = hello.freeze();
+        let (step, length) = connection.session.decode(&context(), PEER, &hello, 0).expect("a HELLO");
+        assert!(matches!(step, Step::Answer(..)) && length == hello.len());
+        (connection, listener)
+    }
+
+    fn task(payload: &[u8]) -> Bytes {
+        let mut wire = BytesMut::new();
+        Message::Task(Task { id: 1, action: "echo", options: TaskOptions::default(), payload })
+            .encode(&mut wire);
+        wire.freeze()
+    }
+
+    #[test]
+    fn a_frame_is_put_together_from_any_pieces_and_no_byte_of_the_next_is_taken() {
+        let frame = task(&[9; 3000]);
+        for piece in [1, 2, 15, 16, 17, 1000, 3500] {
+            let (mut connection, _listener) = client();
+            let mut wire = frame.to_vec();
+            wire.extend_from_slice(b"next");
+            let mut whole = None;
+            let mut taken = 0;
+            for chunk in wire.chunks(piece) {
+                let chunk = Bytes::copy_from_slice(chunk);
+                let mut from = 0;
+                whole = connection.complete(&context(), &chunk, &mut from).expect("a good header");
+                taken += from;
+                if whole.is_some() {
+                    break;
+                }
+            }
+            assert_eq!(whole.as_ref(), Some(&frame), "pieces of {piece} bytes");
+            assert_eq!(taken, frame.len());
+            assert_eq!(connection.input.capacity(), 0, "nothing is kept");
+        }
+    }
+
+    #[test]
+    fn memory_grows_with_what_came_not_with_what_was_announced() {
+        let (mut connection, _listener) = client();
+        let frame = task(&vec![1; 10 << 20]);
+        connection.keep(&context(), &frame[..20]).expect("a good header");
+        assert!(connection.input.capacity() <= LEAST_INPUT);
+        let mut from = 0;
+        let chunk = frame.slice(20..100_000);
+        assert!(connection.complete(&context(), &chunk, &mut from).expect("a good header").is_none());
+        assert!(connection.input.capacity() <= 200_000, "{}", connection.input.capacity());
+        let mut from = 0;
+        let whole =
+            connection.complete(&context(), &frame.slice(100_000..), &mut from).expect("a good header");
+        assert_eq!(whole, Some(frame));
+    }
+
+    #[test]
+    fn a_bad_header_does_not_wait_for_its_frame() {
+        let (mut connection, _listener) = client();
+        let mut frame = task(&[1; 5000]).to_vec();
+        frame[4] = 0x22;
+        let refusal = connection.keep(&context(), &frame[..16]).expect_err("a client assigns nothing");
+        assert_eq!(refusal.message, "ASSIGN_TASK may not come from a client");
+        frame[..4].copy_from_slice(&u32::MAX.to_be_bytes());
+        let refusal = connection.keep(&context(), &frame[..4]).expect_err("too large");
+        assert_eq!(refusal.code.name(), "payload_too_large");
+    }
+
+    #[test]
+    fn what_is_due_first_is_named_and_a_paused_connection_owes_no_frame() {
+        let settings = Settings { linger: Duration::from_secs(1), ..Settings::default() };
+        let (mut connection, _listener) = client();
+        assert_eq!(connection.due(&settings), None);
+        connection.frame_began = Some(Time(5_000_000));
+        assert_eq!(connection.due(&settings), Some((Time(35_000_000), Due::Frame)));
+        connection.paused = true;
+        assert_eq!(connection.due(&settings), None);
+        connection.blocked_since = Some(Time(1_000_000));
+        assert_eq!(connection.due(&settings), Some((Time(61_000_000), Due::Write)));
+        connection.phase = Phase::Closing;
+        connection.since = Time(7_000_000);
+        assert_eq!(connection.due(&settings), Some((Time(8_000_000), Due::Linger)));
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert!(size_of::<Connection>() <= 256, "{} bytes", size_of::<Connection>());
+    }
+}

@@ -1,0 +1,48 @@
+//! Why a balancer cannot start, or cannot go on.
+
+use std::io;
+use std::net::SocketAddr;
+
+/// Why a balancer cannot start, or cannot go on. Its text says what to try.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BalancerError {
+    /// A listener cannot be had.
+    #[error("cannot listen for {who} on {address}: {source}{}", hint(source, who))]
+    Listen {
+        /// `clients` or `workers`.
+        who: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A setting makes no sense, by itself or beside another.
+    #[error("the setting {name} {reason}")]
+    Setting {
+        /// Which.
+        name: &'static str,
+        /// What is wrong with it, as words that end the sentence.
+        reason: String,
+    },
+    /// The operating system's event queue failed.
+    #[error("the event queue failed: {0}")]
+    Poll(#[source] io::Error),
+}
+
+fn hint(source: &io::Error, who: &str) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(
+                ". Is another balancer running? Stop it, or try another port, such as --{who} 127.0.0.1:0"
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!(". No interface of this machine has that address; try --{who} 0.0.0.0:PORT")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(". Ports below 1024 need privileges; try a higher --{who} port")
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,166 @@
+//! Accepting: the two listeners, and what happens at the bounds on connections and open files.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::time::Duration;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use reparto_protocol::ErrorCode;
+use socket2::{SockRef, TcpKeepalive};
+
+use super::connection::Connection;
+use super::deadlines::Deadlines;
+use super::turn::{LISTENERS, Reactor, token_of};
+use super::{BalancerError, Settings};
+use crate::dialect::{Listener, Output, Refusal, Session};
+use crate::scheduler::Peer;
+
+/// Most connections accepted from a listener in a turn.
+const ACCEPTS_A_TURN: usize = 256;
+
+/// How long to wait when no more files can be opened.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A client whose host has vanished is found out after 30 s of silence and three probes, so within a minute.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// A listener, and whether somebody may be waiting there.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    socket: TcpListener,
+    address: SocketAddr,
+    pub(super) ready: bool,
+}
+
+impl Acceptor {
+    /// Listens at an address. `who` is `clients` or `workers`.
+    pub(super) fn bind(
+        registry: &Registry,
+        who: &'static str,
+        address: SocketAddr,
+    ) -> Result<Acceptor, BalancerError> {
+        let token = if who == "clients" { LISTENERS[0] } else { LISTENERS[1] };
+        let listen = || {
+            let mut socket = TcpListener::bind(address)?;
+            registry.register(&mut socket, token, Interest::READABLE)?;
+            let address = socket.local_addr()?;
+            Ok(Acceptor { socket, address, ready: true })
+        };
+        listen().map_err(|source| BalancerError::Listen { who, address, source })
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Reactor {
+    /// Whether somebody may be accepted now.
+    pub(super) fn may_accept(&self) -> bool {
+        self.accept_again.is_none() && self.acceptors.iter().any(|acceptor| acceptor.ready)
+    }
+
+    /// Accepts those who wait, a bounded number a turn.
+    pub(super) fn accept(&mut self) {
+        if self.accept_again.is_some_and(|again| again <= self.now) {
+            self.accept_again = None;
+        }
+        for (index, listener) in [Listener::Clients, Listener::Workers].into_iter().enumerate() {
+            for _ in 0..ACCEPTS_A_TURN {
+                if self.accept_again.is_some() {
+                    return;
+                }
+                let Some(acceptor) = self.acceptors.get_mut(index).filter(|acceptor| acceptor.ready) else {
+                    break;
+                };
+                match acceptor.socket.accept() {
+                    Ok((stream, from)) => self.welcome(stream, from, listener),
+                    Err(error) => self.accept_failed(index, &error),
+                }
+            }
+        }
+    }
+
+    fn accept_failed(&mut self, index: usize, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.acceptors[index].ready = false,
+            // The one who waited has gone.
+            io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted => {}
+            _ => {
+                if !self.accept_failing {
+                    log::warn!(
+                        "cannot accept connections for now, with {} open: {error}. Is the limit on open files \
+                         too low?",
+                        self.connections.len()
+                    );
+                }
+                self.accept_failing = true;
+                self.accept_again = Some(self.now.after(PAUSE));
+            }
+        }
+    }
+
+    fn welcome(&mut self, mut stream: TcpStream, from: SocketAddr, listener: Listener) {
+        self.accept_failing = false;
+        if self.connections.len() >= self.settings.max_connections {
+            log::debug!("{from} is turned away: {} connections are open", self.connections.len());
+            return turn_away(stream, listener, self.settings.max_connections);
+        }
+        let peer = self.connections.next_peer();
+        let set_up = |stream: &mut TcpStream| -> io::Result<()> {
+            stream.set_nodelay(true)?;
+            if listener == Listener::Clients {
+                keep_alive(stream)?;
+            }
+            // Edge-triggered, both ways from the start: nothing is registered again for the whole of its life.
+            let token = token_of(peer);
+            self.poll.registry().register(stream, token, Interest::READABLE | Interest::WRITABLE)
+        };
+        if let Err(error) = set_up(&mut stream) {
+            return log::debug!("{from} could not be set up: {error}");
+        }
+        let mut connection = Connection::new(stream, listener, self.now);
+        plan(&mut self.deadlines, peer, &mut connection, &self.settings);
+        self.connections.insert(connection);
+    }
+}
+
+/// Plans when to look at a connection again.
+pub(super) fn plan(deadlines: &mut Deadlines, peer: Peer, connection: &mut Connection, settings: &Settings) {
+    if let Some((at, _)) = connection.due(settings) {
+        deadlines.plan(peer, &mut connection.planned, at);
+    }
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    #[cfg(any(unix, windows))]
+    let keepalive = KEEPALIVE.with_retries(KEEPALIVE_PROBES);
+    #[cfg(not(any(unix, windows)))]
+    let keepalive = KEEPALIVE;
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Says why to one too many, as far as the socket takes it at once, and lets go.
+fn turn_away(mut stream: TcpStream, listener: Listener, most: usize) {
+    let refusal =
+        Refusal::new(ErrorCode::Overloaded, format!("{most} connections are open, which is the limit here"));
+    let mut output = Output::default();
+    Session::native(listener).refuse(&refusal, &mut output);
+    // What it has sent is read, or its system would throw our answer away with the connection. It may be gone
+    // already; there is nothing left to do for it then.
+    let mut hello = [0; 1024];
+    let _ = stream.read(&mut hello);
+    let _ = stream.write(output.buffer());
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// The token of a listener's index.
+pub(super) fn listener_index(token: Token) -> Option<usize> {
+    LISTENERS.iter().position(|listener| *listener == token)
+}

@@ -1,0 +1,135 @@
+//! The reactor: one mio event loop over every connection, around one scheduler.
+//!
+//! A turn of the loop, which every connection that has something to say goes through at most once:
+//!
+//! ```text
+//!            +---------------------- poll: until a socket, a timer or the handle says something
+//!            v
+//!      +-----------+   ready   +------------------------------------------------+
+//!      |  events   |---------->| read once, 256 KiB at most, into one buffer    |
+//!      +-----------+   list    |   decode a frame -> event -> scheduler         |
+//!            ^                 |                     effects -> encode -> output |
+//!            |                 |   ... until no whole frame is left             |
+//!            |                 +------------------------------------------------+
+//!            |                        | next connection, 4 MiB a turn at most
+//!            |                        v
+//!            |                 +--------------+     +-------------------------------------+
+//!            +-----------------|  deadlines,  |---->| flush each touched connection:      |
+//!                              |  timers      |     | one vectored write                  |
+//!                              +--------------+     +-------------------------------------+
+//! ```
+//!
+//! So batches come from load by themselves: one task in flight is read, assigned and written in one turn, and a
+//! thousand that came together leave in one write a connection. A connection that has more to say than a turn
+//! takes goes to the end of the ready list, so nobody waits for a flood longer than for a turn of each.
+//!
+//! # What is bounded
+//!
+//! Every bound is in [`Settings`]. A peer that does not read is no longer read from (a client, past
+//! `output_soft_bytes`), then closed (`output_hard_bytes`, `max_output_bytes`, `write_timeout`). Workers are read
+//! from all the same: a worker that writes a result before it reads on would otherwise wait for us while we wait
+//! for it, and what it can be sent is bounded by its credits. Incomplete frames share `max_incomplete_bytes`;
+//! past it, whoever holds the most of it is closed, so that small frames are not hurt by large ones.
+//!
+//! # Where things are
+//!
+//! `listener` accepts, `reading` reads and decodes, `effects` carries out what the scheduler wants, `writing`
+//! flushes and closes, `turn` puts them in order. They share the `Reactor` of `turn`. Decoding and encoding touch
+//! the connection alone, and the scheduler's call stands between them, so that later other threads can do both.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mio::{Poll, Waker};
+
+mod connection;
+mod deadlines;
+mod effects;
+mod error;
+mod listener;
+mod read_buffer;
+mod reading;
+mod settings;
+mod slab;
+mod turn;
+mod writing;
+
+pub use error::BalancerError;
+pub use settings::{Settings, raise_open_files_limit};
+
+use listener::Acceptor;
+use turn::Reactor;
+
+/// A balancer that listens, and serves once [`run`](Self::run) is called.
+#[derive(Debug)]
+pub struct Balancer {
+    clients: SocketAddr,
+    workers: SocketAddr,
+    handle: Handle,
+    reactor: Reactor,
+}
+
+impl Balancer {
+    /// Listens for clients and for workers. Those who connect are served once [`run`](Self::run) is called.
+    ///
+    /// # Errors
+    /// A setting that makes no sense, or an address that cannot be listened on.
+    pub fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
+        settings.check()?;
+        let poll = Poll::new().map_err(BalancerError::Poll)?;
+        let waker = Waker::new(poll.registry(), turn::WAKER).map_err(BalancerError::Poll)?;
+        let handle = Handle { waker: Arc::new(waker), shutdown: Arc::new(AtomicBool::new(false)) };
+        let clients = Acceptor::bind(poll.registry(), "clients", settings.clients)?;
+        let workers = Acceptor::bind(poll.registry(), "workers", settings.workers)?;
+        let (clients_addr, workers_addr) = (clients.address(), workers.address());
+        let reactor = Reactor::new(poll, [clients, workers], handle.clone(), settings);
+        Ok(Balancer { clients: clients_addr, workers: workers_addr, handle, reactor })
+    }
+
+    /// Where clients connect, with the port that was picked.
+    pub fn clients_addr(&self) -> SocketAddr {
+        self.clients
+    }
+
+    /// Where workers connect, with the port that was picked.
+    pub fn workers_addr(&self) -> SocketAddr {
+        self.workers
+    }
+
+    /// A handle to stop it with, from any thread.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Serves until a handle says stop, and everything is answered and flushed.
+    ///
+    /// # Errors
+    /// The operating system's event queue fails.
+    pub fn run(self) -> Result<(), BalancerError> {
+        self.reactor.run()
+    }
+}
+
+/// Stops a balancer, from any thread.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    waker: Arc<Waker>,
+    shutdown: Arc<AtomicBool>,
+}
+
+impl Handle {
+    /// Asks the balancer to stop: it accepts nobody any more, tells every peer, lets what runs end within its
+    /// grace, answers the rest `shutting_down`, and returns from [`Balancer::run`]. Asking again changes nothing.
+    pub fn shutdown(&self) {
+        self.shutdown.store(true, Ordering::Release);
+        if let Err(error) = self.waker.wake() {
+            log::error!("the balancer could not be woken to stop: {error}");
+        }
+    }
+
+    /// Whether it was asked to stop.
+    fn asked(&self) -> bool {
+        self.shutdown.load(Ordering::Acquire)
+    }
+}

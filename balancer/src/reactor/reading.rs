@@ -1,0 +1,220 @@
+//! Reading: from a connection's bytes to the scheduler's events.
+
+use std::io;
+
+use bytes::Bytes;
+use reparto_protocol::ErrorCode;
+
+use super::connection::Phase;
+use super::listener::plan;
+use super::turn::Reactor;
+use crate::dialect::{Answer, Listener, Refusal, Step};
+use crate::scheduler::{Event, Peer};
+
+/// Most status reports that one connection gets a turn, since a report costs far more than its question.
+const REPORTS_A_TURN: u32 = 2;
+
+/// Why decoding stopped before the bytes were over.
+enum Stop {
+    /// No whole frame is left from here on.
+    Incomplete(usize),
+    /// Enough for a turn; go on from here in another.
+    Later(usize),
+    /// The connection takes nothing any more.
+    Closed,
+}
+
+impl Reactor {
+    /// Gives a connection its part of the turn: one read, and all that came with it. Says how many bytes came.
+    pub(super) fn serve(&mut self, peer: Peer) -> usize {
+        let Some(connection) = self.connections.get_mut(peer) else { return 0 };
+        connection.queued = false;
+        if connection.paused {
+            return 0;
+        }
+        if connection.parked {
+            connection.parked = false;
+            let parked = Bytes::from(std::mem::take(&mut connection.input));
+            let bytes = parked.len();
+            self.take_in(peer, parked);
+            self.queue_again(peer);
+            return bytes;
+        }
+        if !connection.readable {
+            return 0;
+        }
+        match self.read_buffer.read(&mut connection.stream) {
+            Ok((chunk, _)) if chunk.is_empty() => {
+                self.lost(peer, "closed by the peer");
+                0
+            }
+            Ok((chunk, more)) => {
+                connection.readable = more || connection.ending;
+                let bytes = chunk.len();
+                if connection.phase == Phase::Open {
+                    self.heard(peer);
+                    self.take_in(peer, chunk);
+                }
+                self.queue_again(peer);
+                bytes
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                connection.readable = false;
+                0
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.queue_again(peer);
+                0
+            }
+            Err(error) => {
+                self.lost(peer, &error.to_string());
+                0
+            }
+        }
+    }
+
+    /// Puts a connection at the end of the ready list, if there may be more to do for it.
+    pub(super) fn queue_again(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        if (connection.readable || connection.parked) && !connection.paused && !connection.queued {
+            connection.queued = true;
+            self.ready.push_back(peer);
+        }
+    }
+
+    fn heard(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        if connection.session.listener() == Listener::Workers && connection.session.joined() {
+            self.handle(Event::Heard { peer });
+        }
+    }
+
+    /// Takes in a chunk: first what completes an unfinished frame, then frames where they lie, and keeps the rest.
+    fn take_in(&mut self, peer: Peer, chunk: Bytes) {
+        let mut from = 0;
+        let mut whole_frames = false;
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        if !connection.input.is_empty() {
+            match connection.complete(&self.context, &chunk, &mut from) {
+                Err(refusal) => return self.close(peer, &refusal),
+                Ok(None) => return self.count_input(peer, false),
+                Ok(Some(frame)) => {
+                    whole_frames = true;
+                    match self.decode(peer, &frame, 0) {
+                        Stop::Closed => return,
+                        // It was completed to its own length, so nothing is left of it. A dialect that took
+                        // less would have its rest thrown away here.
+                        Stop::Incomplete(at) => debug_assert_eq!(at, frame.len(), "a frame is taken whole"),
+                        Stop::Later(at) => {
+                            debug_assert_eq!(at, frame.len(), "a frame is taken whole");
+                            return self.park(peer, &chunk[from..]);
+                        }
+                    }
+                }
+            }
+        }
+        match self.decode(peer, &chunk, from) {
+            Stop::Closed => {}
+            Stop::Later(at) => self.park(peer, &chunk[at..]),
+            Stop::Incomplete(at) => {
+                let Some(connection) = self.connections.get_mut(peer) else { return };
+                let rest = &chunk[at..];
+                if !rest.is_empty()
+                    && let Err(refusal) = connection.keep(&self.context, rest)
+                {
+                    return self.close(peer, &refusal);
+                }
+                self.count_input(peer, whole_frames || at > from);
+            }
+        }
+    }
+
+    /// Takes frame after frame, and has each one's effects carried out before the next.
+    fn decode(&mut self, peer: Peer, chunk: &Bytes, mut from: usize) -> Stop {
+        let mut reports = 0;
+        loop {
+            // It may have been closed by what the last frame did.
+            let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open())
+            else {
+                return Stop::Closed;
+            };
+            match connection.session.decode(&self.context, peer, chunk, from) {
+                Ok((Step::Event(event), length)) => {
+                    from += length;
+                    self.handle(event);
+                }
+                Ok((Step::Incomplete, _)) => return Stop::Incomplete(from),
+                Ok((Step::Nothing, length)) => from += length,
+                Ok((Step::Answer(answer, event), length)) => {
+                    from += length;
+                    reports += u32::from(matches!(answer, Answer::Status { .. }));
+                    let full = self.answer(peer, &answer);
+                    if let Some(event) = event {
+                        self.handle(event);
+                    }
+                    if full || reports >= REPORTS_A_TURN {
+                        return Stop::Later(from);
+                    }
+                }
+                Err(refusal) => {
+                    self.close(peer, &refusal);
+                    return Stop::Closed;
+                }
+            }
+        }
+    }
+
+    /// Leaves bytes for a later turn, whole frames among them.
+    fn park(&mut self, peer: Peer, rest: &[u8]) {
+        let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
+            return;
+        };
+        if !rest.is_empty() {
+            connection.park(rest);
+        }
+        self.count_input(peer, true);
+    }
+
+    /// Brings the sum over all unfinished frames up to date, and keeps it within its bound.
+    fn count_input(&mut self, peer: Peer, whole_frames: bool) {
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let held = connection.input.capacity();
+        self.incomplete_bytes = self.incomplete_bytes - connection.input_counted + held;
+        connection.input_counted = held;
+        if connection.input.is_empty() {
+            connection.frame_began = None;
+        } else {
+            if whole_frames || connection.frame_began.is_none() {
+                connection.frame_began = Some(self.now);
+            }
+            plan(&mut self.deadlines, peer, connection, &self.settings);
+        }
+        while self.incomplete_bytes > self.settings.max_incomplete_bytes {
+            if !self.close_largest_input() {
+                return;
+            }
+        }
+    }
+
+    /// Closes the connection that holds the most of the memory for unfinished frames, of equals the one whose
+    /// frame began first. Looking at all of them is dear, but each look frees at least an average share, and
+    /// those who hold little never pay for those who hold much.
+    fn close_largest_input(&mut self) -> bool {
+        let largest = self
+            .connections
+            .iter_mut()
+            .map(|(peer, connection)| {
+                (connection.input_counted, std::cmp::Reverse(connection.frame_began), peer)
+            })
+            .max();
+        let Some((bytes, _, peer)) = largest.filter(|(bytes, ..)| *bytes > 0) else { return false };
+        log::warn!(
+            "unfinished frames hold {} bytes; the connection with the most, {bytes}, is closed",
+            self.incomplete_bytes
+        );
+        let message =
+            "too many frames are unfinished at once, and this connection's is the largest; try again";
+        self.close(peer, &Refusal::new(ErrorCode::Overloaded, message));
+        true
+    }
+}
