@@ -148,7 +148,7 @@ mod tests {
             let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
             let task = tasks.insert(Task::for_tests());
             wheel.set(&mut tasks, task, Time(at));
-            assert_eq!(due(&mut wheel, &mut tasks, Time(at - 1)), [], "{at}");
+            assert!(due(&mut wheel, &mut tasks, Time(at - 1)).is_empty(), "{at}");
             assert_eq!(due(&mut wheel, &mut tasks, Time(at + 1_024)), [task], "{at}");
             assert_eq!(wheel.next(), None);
         }
@@ -162,7 +162,7 @@ mod tests {
         wheel.clear(&mut tasks, task);
         wheel.clear(&mut tasks, task);
         assert_eq!(wheel.next(), None);
-        assert_eq!(due(&mut wheel, &mut tasks, Time(1_000_000)), []);
+        assert!(due(&mut wheel, &mut tasks, Time(1_000_000)).is_empty());
     }
 
     #[test]
