@@ -49,6 +49,8 @@ pub enum ErrorCode {
     Internal,
     /// A bound on connections, unread output or unfinished frames is reached.
     Overloaded,
+    /// A HELLO, the rest of a frame, or any sign of life from a worker did not come in time.
+    TimedOut,
     /// The connection ended before the answer came. Said by the client library, never sent.
     ConnectionLost,
     /// A code that this library does not know, from a newer peer.
@@ -56,7 +58,7 @@ pub enum ErrorCode {
 }
 
 /// Every code with its number and its name, in the order of the numbers.
-const CODES: [(ErrorCode, u16, &str); 19] = [
+const CODES: [(ErrorCode, u16, &str); 20] = [
     (ErrorCode::BadFrame, 1, "bad_frame"),
     (ErrorCode::UnsupportedVersion, 2, "unsupported_version"),
     (ErrorCode::Unauthorized, 3, "unauthorized"),
@@ -75,6 +77,7 @@ const CODES: [(ErrorCode, u16, &str); 19] = [
     (ErrorCode::NotFound, 16, "not_found"),
     (ErrorCode::Internal, 17, "internal"),
     (ErrorCode::Overloaded, 18, "overloaded"),
+    (ErrorCode::TimedOut, 19, "timed_out"),
     (ErrorCode::ConnectionLost, 1000, "connection_lost"),
 ];
 

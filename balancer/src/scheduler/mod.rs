@@ -56,6 +56,8 @@ mod worker;
 mod workers;
 
 #[cfg(test)]
+mod invariants;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

@@ -209,6 +209,7 @@ impl Scheduler {
             }
         }
         let row = &mut self.workers[worker];
+        debug_assert!(row.has_room(), "worker '{}' is given a task over its credits", row.id);
         row.held.push_back(&mut self.tasks, task);
         row.in_flight += 1;
         row.bytes += bytes;
@@ -305,12 +306,14 @@ impl Scheduler {
         payload: Bytes,
         effects: &mut Vec<Effect>,
     ) {
-        let now = self.now;
+        let delivers = finish != Finish::NotRun;
         let row = &mut self.workers[worker];
-        row.finished_at = now;
-        if service_ns.is_some() || row.stalled {
+        if delivers {
+            row.finished_at = self.now;
+        }
+        if service_ns.is_some() || (row.stalled && delivers) {
             row.service_ns = service_ns.or(row.service_ns);
-            row.stalled = false;
+            row.stalled &= !delivers;
             row.settle_room();
         }
         let task = self.task_of(assignment).filter(|task| self.tasks[*task].place == Place::Held(worker));
@@ -422,7 +425,7 @@ impl Scheduler {
     /// many as its threads, can have been running, and so spend an attempt.
     pub(super) fn worker_lost(&mut self, worker: u32, effects: &mut Vec<Effect>) {
         let row = &self.workers[worker];
-        let set = self.choice.actions(row.group).to_vec();
+        let mut touched = self.choice.actions(row.group).to_vec();
         if row.in_flight > 0 {
             self.counts.workers_lost += 1;
         }
@@ -435,6 +438,8 @@ impl Scheduler {
         let mut at = self.workers[worker].held.head();
         while at != NONE {
             held.push(at);
+            // It may have described itself anew since, and not offer this any more.
+            touched.push(self.tasks[at].action);
             at = List::<PlaceLink>::next(&self.tasks, at);
         }
         // From the newest to the oldest, so that at the heads of their queues they stand in their old order.
@@ -448,7 +453,9 @@ impl Scheduler {
         }
         let row = self.workers.remove(worker);
         self.worker_ids.remove(&row.id);
-        for action in set {
+        touched.sort_unstable();
+        touched.dedup();
+        for action in touched {
             self.serve(action, effects);
             self.drop_idle_action(action);
         }
@@ -459,8 +466,12 @@ impl Scheduler {
     /// Looks at a worker again when it will have been silent for a heartbeat.
     fn arm_check(&mut self, worker: u32) {
         let row = &self.workers[worker];
-        let silent_for = if row.pinged { self.config.silence } else { self.config.heartbeat };
-        let mut at = row.heard_at.after(silent_for.min(self.config.silence));
+        let (heartbeat, silence) = (self.config.heartbeat, self.config.silence);
+        let mut at = row.heard_at.after(heartbeat);
+        if at <= self.now {
+            at = self.now.after(heartbeat);
+        }
+        at = at.min(row.heard_at.after(silence));
         if row.in_flight > row.threads {
             let quiet_since = row.finished_at.after(STALL);
             at = at.min(if quiet_since > self.now { quiet_since } else { self.now.after(STALL) });
@@ -485,7 +496,7 @@ impl Scheduler {
             self.forget_peer(peer);
             self.worker_lost(worker, effects);
             let message = format!("worker '{id}' was silent for {} ms", silent_for.as_millis());
-            effects.push(Effect::Close { peer, code: ErrorCode::Overloaded, message: message.into() });
+            effects.push(Effect::Close { peer, code: ErrorCode::TimedOut, message: message.into() });
             return;
         }
         if silent_for >= self.config.heartbeat && !row.pinged {

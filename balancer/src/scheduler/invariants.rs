@@ -1,0 +1,124 @@
+//! What must hold after every event, checked in full: for tests and the simulation.
+
+use std::collections::HashSet;
+
+use super::choice::NO_BUCKET;
+use super::slab::{List, NONE};
+use super::task::{Place, PlaceLink, WaiterLink};
+use super::{Role, Scheduler};
+
+impl Scheduler {
+    /// Panics where the state contradicts itself.
+    pub(super) fn assert_invariants(&self) {
+        self.assert_tasks_are_in_one_place();
+        self.assert_workers_keep_their_credits();
+        self.assert_nobody_waits_beside_room();
+        self.assert_tables_agree();
+    }
+
+    /// True when nothing is left of any task.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.tasks.len() == 0
+            && self.waiters.len() == 0
+            && self.keys.is_empty()
+            && self.flows.len() == 0
+            && self.backlog.is_empty()
+            && self.queued == 0
+            && self.bytes == 0
+            && self.owed == 0
+            && self.wheel.next().is_none()
+            && self.clients.iter().all(|(_, client)| client.table.is_empty() && client.bytes == 0)
+            && self.workers.iter().all(|(_, worker)| worker.in_flight == 0 && worker.bytes == 0)
+    }
+
+    fn assert_tasks_are_in_one_place(&self) {
+        let mut held = HashSet::new();
+        for (index, worker) in self.workers.iter() {
+            let mut at = worker.held.head();
+            while at != NONE {
+                assert!(held.insert(at), "task {at} is held twice");
+                assert_eq!(self.tasks[at].place, Place::Held(index), "task {at} disagrees with its holder");
+                at = List::<PlaceLink>::next(&self.tasks, at);
+            }
+        }
+        let mut queued = 0;
+        for (index, task) in self.tasks.iter() {
+            match task.place {
+                Place::Held(_) => assert!(held.contains(&index), "task {index} is held by nobody"),
+                Place::Queued(_) => {
+                    queued += 1;
+                    assert!(task.is_wanted(), "task {index} waits, and nobody waits for it");
+                }
+                Place::Moving => panic!("task {index} is nowhere after an event"),
+            }
+        }
+        assert_eq!(queued, self.queued);
+        assert_eq!(queued, self.actions.iter().map(|(_, action)| action.queue.len()).sum::<usize>());
+        assert_eq!(held.len(), self.actions.iter().map(|(_, action)| action.running).sum::<usize>());
+        assert_eq!(self.bytes, self.tasks.iter().map(|(_, task)| task.payload.len()).sum::<usize>());
+    }
+
+    fn assert_workers_keep_their_credits(&self) {
+        for (_, worker) in self.workers.iter() {
+            let mut count = 0;
+            let mut bytes = 0;
+            let mut at = worker.held.head();
+            while at != NONE {
+                count += 1;
+                bytes += self.tasks[at].payload.len();
+                at = List::<PlaceLink>::next(&self.tasks, at);
+            }
+            assert_eq!((count, bytes), (worker.in_flight, worker.bytes), "worker '{}'", worker.id);
+            assert_eq!(worker.bucket != NO_BUCKET, worker.has_room(), "worker '{}'", worker.id);
+            assert!(worker.in_flight <= worker.threads || worker.check_at.0 != u64::MAX);
+        }
+    }
+
+    /// No action has both a waiting task and a worker with room.
+    fn assert_nobody_waits_beside_room(&self) {
+        for (_, action) in self.actions.iter() {
+            let waits = !action.queue.is_empty();
+            assert_eq!(action.in_backlog != NONE, waits);
+            let room = self.choice.pick(&action.offers).is_some();
+            assert!(!(waits && room), "'{}' has a waiting task and a worker with room", action.name);
+            let offering =
+                self.workers.iter().filter(|(_, w)| self.offers_action(w.group, &action.name)).count();
+            assert_eq!(offering, action.offers.workers as usize, "'{}'", action.name);
+        }
+    }
+
+    fn offers_action(&self, group: u32, name: &str) -> bool {
+        self.choice.actions(group).iter().any(|action| &*self.actions[*action].name == name)
+    }
+
+    fn assert_tables_agree(&self) {
+        let entries: usize = self.clients.iter().map(|(_, client)| client.table.len()).sum();
+        assert_eq!(entries, self.owed);
+        let mut waits = 0;
+        for (index, task) in self.tasks.iter() {
+            if !task.is_wanted() {
+                assert!(task.waiters().is_empty(), "task {index} has others waiting and no first");
+                continue;
+            }
+            waits += 1;
+            let mut at = task.waiters().head();
+            while at != NONE {
+                waits += 1;
+                assert_eq!(self.waiters[at].task, index);
+                at = List::<WaiterLink>::next(&self.waiters, at);
+            }
+        }
+        assert_eq!(waits, self.owed, "someone is owed an answer by no task");
+        assert_eq!(self.worker_ids.len(), self.workers.len());
+        let workers = self.peers.iter().filter(|row| matches!(row.role, Role::Worker(_))).count();
+        assert_eq!(workers, self.workers.len());
+        assert_eq!(self.checks.len(), self.workers.len(), "every worker is looked at some time");
+        for (_, client) in self.clients.iter() {
+            let firsts = self
+                .tasks
+                .iter()
+                .filter(|(_, task)| task.is_wanted() && self.clients[task.client].peer == client.peer);
+            assert_eq!(client.bytes, firsts.map(|(_, task)| task.payload.len()).sum::<usize>());
+        }
+    }
+}
