@@ -31,7 +31,7 @@ fn split_number(text: &str) -> (&str, &str) {
 ///
 /// # Errors
 /// A sentence that says what is wrong with the text, and what a right one looks like.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_number(text.trim());
     let hint = "write a number and a unit, such as 500ms, 5s or 1m";
     let value: f64 = number.parse().map_err(|_| format!("'{text}' is not a duration; {hint}"))?;
@@ -50,7 +50,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// A sentence that says what is wrong with the text, and what a right one looks like.
-pub fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = split_number(text.trim());
     let hint = "write a whole number of bytes, or one with a unit, such as 512KiB, 16MiB or 1GiB";
     let value: u64 = number.parse().map_err(|_| format!("'{text}' is not a size; {hint}"))?;

@@ -107,6 +107,19 @@ impl Settings {
         if self.max_connections == 0 {
             return wrong("max_connections", "is 0, so nobody could connect".into());
         }
+        let Config { heartbeat, silence, max_tasks, .. } = self.scheduler;
+        if heartbeat < Duration::from_millis(1) {
+            return wrong("heartbeat", format!("is {heartbeat:?}, but must be a millisecond or more"));
+        }
+        if silence <= heartbeat {
+            return wrong(
+                "silence",
+                format!("is {silence:?}, but must be longer than the heartbeat, {heartbeat:?}"),
+            );
+        }
+        if max_tasks == 0 {
+            return wrong("max_tasks", "is 0, so no task could be taken".into());
+        }
         Ok(())
     }
 }
@@ -153,6 +166,9 @@ mod tests {
         assert!(settings.check().is_err_and(|error| error.to_string().contains("max_frame is 100")));
         let settings = Settings { output_hard_bytes: 1 << 20, ..Settings::default() };
         assert!(settings.check().is_err_and(|error| error.to_string().contains("output_hard_bytes")));
+        let scheduler = Config { silence: Duration::from_secs(1), ..Config::default() };
+        let settings = Settings { scheduler, ..Settings::default() };
+        assert!(settings.check().is_err_and(|error| error.to_string().contains("longer than the heartbeat")));
         let settings = Settings { max_connections: 0, ..Settings::default() };
         assert!(settings.check().is_err_and(|error| error.to_string().contains("max_connections")));
     }

@@ -226,11 +226,11 @@ impl Reactor {
         match due {
             Due::Join => {
                 let message = format!("a connection must say HELLO, and a worker REGISTER, within {time:?}");
-                self.close(peer, &Refusal::new(ErrorCode::BadFrame, message));
+                self.close(peer, &Refusal::new(ErrorCode::TimedOut, message));
             }
             Due::Frame => {
                 let message = format!("a frame that has begun must be whole within {time:?}");
-                self.close(peer, &Refusal::new(ErrorCode::BadFrame, message));
+                self.close(peer, &Refusal::new(ErrorCode::TimedOut, message));
             }
             Due::Write => {
                 log::warn!(
