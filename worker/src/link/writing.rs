@@ -19,6 +19,8 @@ use crate::worker::Profile;
 
 /// How long a result may wait for others to be written with.
 const DEFER: Duration = Duration::from_micros(500);
+/// How long the sentence that ends a connection may take to be written behind what is being written.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Answers that the reader alone makes (to PING, CANCEL and assignments it hands back) wait up to here.
 const MAX_UNREAD_BYTES: usize = 64 * 1024 * 1024;
 
@@ -165,7 +167,11 @@ impl Link {
             let message = reason.to_string();
             let error = reparto_protocol::ErrorMessage { id: 0, code, message: &message, payload: &[] };
             state.output.push(&Message::Error(error));
-            if !state.writing {
+            if state.writing {
+                // Whoever writes takes it along, unless the balancer does not read.
+                let waited = self.room.wait_timeout_while(state, LAST_WORD, |state| state.writing);
+                state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            } else {
                 state = self.write_out(state);
             }
         }
