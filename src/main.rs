@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod balancer;
+mod client_side;
 mod demo;
 #[allow(dead_code)] // Until the subcommands that need it are there.
 mod parse;

@@ -1,12 +1,337 @@
-//! `reparto status`.
+//! `reparto status`: what a balancer, its workers and its actions are doing.
 
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-/// Placeholder.
-#[derive(clap::Args)]
-pub struct Args {}
+use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use reparto_client::{ActionStatus, Client, ErrorCode, Status, WorkerStatus};
+
+use crate::client_side::{
+    BalancerArgs, EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, complain, no_balancer, printable, with_hint,
+};
+
+/// While watching, a balancer that is lost is looked for this long.
+const RECONNECT_FOR: Duration = Duration::from_secs(30);
+
+/// Rows of each table that are redrawn while watching a terminal; more would scroll the top away.
+const WATCHED_ROWS: usize = 30;
+
+/// Characters of a worker's list of actions that are shown.
+const ACTIONS_WIDTH: usize = 48;
+
+/// Show the workers, actions and counts of a running balancer.
+///
+/// Workers: tasks run at once, in flight now, done and failed since they registered, mean time a task, state and
+/// actions. Actions: workers that offer them, tasks that wait and that run. Colours are left out when NO_COLOR is
+/// set or the output is no terminal.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  reparto status                                    a table
+  reparto status --watch                            redraw it every second
+  reparto status --json | jq .totals.queued         for programs
+
+Exit code: 0, 1 the balancer did not answer, 2 wrong usage, 3 no balancer could be reached.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    balancer: BalancerArgs,
+
+    /// Print the report as one JSON object on a line.
+    #[arg(long)]
+    json: bool,
+
+    /// Show it again and again, with so many seconds between.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+          value_parser = interval)]
+    watch: Option<Duration>,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("'{text}' is not a number of seconds"))?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&time) => Ok(time),
+        _ => Err(format!("'{text}' is not between 0.1 seconds and a day")),
+    }
+}
 
 /// Runs it.
-pub fn run(_args: Args) -> ExitCode {
-    ExitCode::SUCCESS
+pub(crate) fn run(args: Args) -> ExitCode {
+    let client = match args.balancer.connect(RECONNECT_FOR) {
+        Ok(client) => client,
+        Err(code) => return code,
+    };
+    let look = Look::of_stdout();
+    let redraw = args.watch.is_some() && !args.json && io::stdout().is_terminal();
+    loop {
+        let report = match client.status() {
+            Ok(report) => report,
+            Err(error) => return failed(&client, &error),
+        };
+        let shown = if args.json {
+            match serde_json::to_string(&report) {
+                Ok(json) => json + "\n",
+                Err(error) => {
+                    complain(&format!("the report could not be written as JSON: {error}"));
+                    return ExitCode::from(EXIT_FAILED);
+                }
+            }
+        } else {
+            let look = Look { most_rows: if redraw { WATCHED_ROWS } else { usize::MAX }, ..look };
+            let text = text(&report, &client.balancer(), look);
+            // Home, the new picture, and away with what was below the old one.
+            if redraw { format!("\x1b[2J\x1b[H{text}") } else { text }
+        };
+        let mut output = io::stdout().lock();
+        match output.write_all(shown.as_bytes()).and_then(|()| output.flush()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return ExitCode::from(EXIT_OK),
+            Err(error) => {
+                complain(&format!("cannot write to standard output: {error}"));
+                return ExitCode::from(EXIT_FAILED);
+            }
+        }
+        drop(output);
+        match args.watch {
+            None => return ExitCode::from(EXIT_OK),
+            Some(time) => std::thread::sleep(time),
+        }
+        if !args.json && !redraw {
+            let _ = writeln!(io::stdout());
+        }
+    }
+}
+
+fn failed(client: &Client, error: &reparto_client::ClientError) -> ExitCode {
+    let lost = matches!(error, reparto_client::ClientError::Refused(failure)
+        if failure.code == ErrorCode::ConnectionLost);
+    if let Some(error) = client.unreachable().filter(|_| lost) {
+        complain(&no_balancer(&error));
+        return ExitCode::from(EXIT_NO_BALANCER);
+    }
+    complain(&format!("no status from the balancer at {}: {}", client.balancer(), with_hint(error)));
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// How a report is drawn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    colours: bool,
+    /// Rows of each table at most.
+    most_rows: usize,
+}
+
+impl Look {
+    /// What suits standard output.
+    pub(crate) fn of_stdout() -> Look {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Look { colours: wanted && !dumb && io::stdout().is_terminal(), most_rows: usize::MAX }
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+const BOLD: &str = "1";
+const YELLOW: &str = "33";
+
+/// Draws a report as text.
+pub(crate) fn text(report: &Status, address: &str, look: Look) -> String {
+    let totals = &report.totals;
+    let count = |number: u64| HumanCount(number).to_string();
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{} {address}, version {}, up {}, policy {}",
+        look.paint(BOLD, "balancer"),
+        printable(&report.version),
+        HumanDuration(Duration::from_millis(report.uptime_ms)),
+        printable(&report.policy),
+    );
+    let _ = writeln!(
+        text,
+        "{}    {} queued, {} running, {} submitted, {} done, {} failed, {} refused, {} assigned again",
+        look.paint(BOLD, "tasks"),
+        count(totals.queued),
+        count(totals.running),
+        count(totals.submitted),
+        count(totals.done),
+        count(totals.failed),
+        count(totals.refused),
+        count(totals.requeued),
+    );
+    let _ = writeln!(
+        text,
+        "{}    {} clients, {} workers ({} lost), {} of payload held",
+        look.paint(BOLD, "peers"),
+        count(totals.clients),
+        count(totals.workers),
+        count(totals.workers_lost),
+        HumanBytes(totals.bytes),
+    );
+    text.push('\n');
+    if report.workers.is_empty() {
+        text.push_str("no workers; start one with `reparto worker`\n");
+    } else {
+        let heads = ["WORKER", "THREADS", "IN FLIGHT", "DONE", "FAILED", "MEAN TIME", "STATE", "ACTIONS"];
+        let rows = report.workers.iter().take(look.most_rows).map(worker_row);
+        table(&mut text, look, &heads, &[0, 6, 7], rows.collect(), report.workers.len());
+    }
+    if !report.actions.is_empty() {
+        text.push('\n');
+        let heads = ["ACTION", "WORKERS", "QUEUED", "RUNNING"];
+        let rows = report.actions.iter().take(look.most_rows).map(action_row);
+        table(&mut text, look, &heads, &[0], rows.collect(), report.actions.len());
+    }
+    text
+}
+
+fn worker_row(worker: &WorkerStatus) -> Vec<String> {
+    let state = if worker.draining {
+        "draining"
+    } else if worker.in_flight == 0 {
+        "idle"
+    } else {
+        "working"
+    };
+    vec![
+        one_line(&worker.id),
+        HumanCount(worker.threads).to_string(),
+        HumanCount(worker.in_flight).to_string(),
+        HumanCount(worker.done).to_string(),
+        HumanCount(worker.failed).to_string(),
+        worker.service_ns.map_or_else(|| "-".into(), mean_time),
+        state.into(),
+        cut(&one_line(&worker.actions.join(" ")), ACTIONS_WIDTH),
+    ]
+}
+
+fn action_row(action: &ActionStatus) -> Vec<String> {
+    vec![
+        one_line(&action.name),
+        HumanCount(action.workers).to_string(),
+        HumanCount(action.queued).to_string(),
+        HumanCount(action.running).to_string(),
+    ]
+}
+
+/// Names are chosen by peers, and must not break the table.
+fn one_line(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], " ")
+}
+
+fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most - 1).chain(['…']).collect()
+}
+
+fn mean_time(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.1} s", ns as f64 / 1e9),
+    }
+}
+
+/// Draws a table; the columns in `left` stand at their left, the others at their right.
+fn table(text: &mut String, look: Look, heads: &[&str], left: &[usize], rows: Vec<Vec<String>>, all: usize) {
+    let width_of = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([heads[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heads.len()).map(width_of).collect();
+    let line = |cells: &[String]| {
+        let mut line = String::new();
+        for (column, (cell, width)) in cells.iter().zip(&widths).enumerate() {
+            let gap = if column == 0 { "" } else { "  " };
+            if left.contains(&column) {
+                let _ = write!(line, "{gap}{cell:<width$}");
+            } else {
+                let _ = write!(line, "{gap}{cell:>width$}");
+            }
+        }
+        line.trim_end().to_owned()
+    };
+    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
+    text.push_str(&look.paint(BOLD, &line(&heads)));
+    text.push('\n');
+    for row in &rows {
+        let drawn = line(row);
+        let draining = row.iter().any(|cell| cell == "draining");
+        text.push_str(&if draining { look.paint(YELLOW, &drawn) } else { drawn });
+        text.push('\n');
+    }
+    if all > rows.len() {
+        let _ = writeln!(text, "and {} more", HumanCount((all - rows.len()) as u64));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Look = Look { colours: false, most_rows: usize::MAX };
+
+    fn report() -> Status {
+        let worker = |id: &str, in_flight, draining| WorkerStatus {
+            id: id.into(),
+            threads: 4,
+            in_flight,
+            done: 1_234_567,
+            service_ns: Some(41_000),
+            draining,
+            actions: vec!["upper".into(), "sum".into()],
+            ..WorkerStatus::default()
+        };
+        Status {
+            version: "0.1.0".into(),
+            policy: "least_loaded".into(),
+            uptime_ms: 61_000,
+            workers: vec![
+                worker("one", 2, false),
+                worker("a-longer-name", 0, true),
+                worker("x\x1b[2J\n", 0, false),
+            ],
+            actions: vec![ActionStatus { name: "upper".into(), workers: 3, queued: 7, running: 2 }],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn a_report_is_drawn_as_tables_whose_columns_stand_under_their_heads() {
+        let text = text(&report(), "127.0.0.1:8888", PLAIN);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[4..8],
+            [
+                "WORKER         THREADS  IN FLIGHT       DONE  FAILED  MEAN TIME  STATE     ACTIONS",
+                "one                  4          2  1,234,567       0    41.0 µs  working   upper sum",
+                "a-longer-name        4          0  1,234,567       0    41.0 µs  draining  upper sum",
+                "x\\u{1b}[2J           4          0  1,234,567       0    41.0 µs  idle      upper sum",
+            ]
+        );
+        assert_eq!(lines[9..], ["ACTION  WORKERS  QUEUED  RUNNING", "upper         3       7        2"]);
+        assert!(!text.contains('\x1b'), "no colours, and no escapes of a worker's own");
+    }
+
+    #[test]
+    fn rows_over_the_bound_are_counted() {
+        let text = text(&report(), "x", Look { most_rows: 1, ..PLAIN });
+        assert!(text.contains("and 2 more\n"), "{text}");
+    }
+
+    #[test]
+    fn an_interval_is_between_a_tenth_of_a_second_and_a_day() {
+        assert_eq!(interval("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["0", "-1", "x", "NaN", "1e300", "100000"] {
+            assert!(interval(wrong).is_err(), "{wrong}");
+        }
+    }
 }

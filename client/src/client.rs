@@ -10,7 +10,7 @@ use reparto_protocol::{FIELD_HEADER_BYTES, HEADER_BYTES};
 
 use crate::completion::{CompletionQueue, QueueInner};
 use crate::config::ClientBuilder;
-use crate::error::{ClientError, TaskOutcome};
+use crate::error::{ClientError, ConnectError, TaskOutcome};
 use crate::handle::{TaskCell, TaskHandle};
 use crate::request::{Payload, Request, TaskRequest};
 use crate::shared::{Owner, WhenFull};
@@ -107,6 +107,13 @@ impl Client {
         locked(&self.owner.shared.state).is_connected()
     }
 
+    /// Why the latest search for a lost balancer was given up; `None` while it is connected, or is searched for.
+    /// A caller with many tasks yet to submit learns from it that each of them would wait in vain.
+    pub fn unreachable(&self) -> Option<ConnectError> {
+        let state = locked(&self.owner.shared.state);
+        if state.connecting { None } else { state.unreachable.clone() }
+    }
+
     /// The address of the balancer that is connected; without a connection, the one that is tried first.
     pub fn balancer(&self) -> String {
         let addresses = &self.owner.shared.config.addresses;
@@ -188,7 +195,7 @@ impl<'a> TaskBuilder<'a> {
     /// Hands the task in. Blocks while the client is at one of its bounds, and not for the network.
     ///
     /// # Errors
-    /// [`ClientError::InvalidTask`] for an option out of its range; [`ClientError::PayloadTooLarge`], checked
+    /// [`ClientError::Invalid`] for an option out of its range; [`ClientError::PayloadTooLarge`], checked
     /// against what the balancer said it takes. What happens later is the handle's to tell.
     pub fn submit(self) -> Result<TaskHandle, ClientError> {
         self.submit_when(WhenFull::Wait)

@@ -120,7 +120,8 @@ impl ClientBuilder {
     /// Connects to the first balancer that answers. Every address is tried once.
     ///
     /// # Errors
-    /// [`ClientError::NoAddress`]; [`ClientError::NoBalancer`] with what happened at each address.
+    /// [`ClientError::NoAddress`]; [`ClientError::Invalid`] for a token that is too long;
+    /// [`ClientError::NoBalancer`] with what happened at each address.
     pub fn connect(self) -> Result<Client, ClientError> {
         connect::first(self.config)
     }

@@ -31,7 +31,7 @@ const SHORTEST_BEAT: Duration = Duration::from_millis(20);
 /// A connection whose balancer has greeted.
 pub(crate) struct Opened {
     pub(crate) stream: TcpStream,
-    /// The largest frame on it, in bytes, header included.
+    /// The largest frame that the balancer takes, in bytes, header included.
     pub(crate) max_frame_bytes: u32,
     /// Silence after which a PING is due.
     pub(crate) heartbeat: Duration,
@@ -43,6 +43,10 @@ pub(crate) struct Opened {
 pub(crate) fn first(config: Config) -> Result<Client, ClientError> {
     if config.addresses.is_empty() {
         return Err(ClientError::NoAddress);
+    }
+    if config.token.len() > limits::MAX_TOKEN_BYTES {
+        let why = format!("is {} bytes long, over {}", config.token.len(), limits::MAX_TOKEN_BYTES);
+        return Err(ClientError::Invalid { what: "the token", why });
     }
     let (address_index, opened) = open_any(&config, 0)?;
     let shared = Arc::new(Shared::new(config));
@@ -111,6 +115,7 @@ fn give_up(shared: &Shared, error: &ConnectError, give_up_at: Option<Instant>) -
     if over {
         state.fail_waiting(ErrorCode::ConnectionLost, &error.to_string(), &mut finished);
         state.connecting = false;
+        state.unreachable = Some(error.clone());
     }
     shared.room_was_made(&state);
     drop(state);
@@ -134,12 +139,12 @@ fn adopt(shared: &Arc<Shared>, address_index: usize, opened: Opened) {
     deliver(finished);
     log::debug!("connected to the balancer at {}", shared.config.addresses[address_index]);
     let Some((writer, written)) = clocks else { return };
-    let limits = connection::Limits {
-        max_frame_bytes: opened.max_frame_bytes,
+    let in_force = connection::Limits {
+        max_frame_bytes: opened.max_frame_bytes.saturating_add(limits::RELAY_SLACK_BYTES),
         heartbeat: opened.heartbeat,
         silence: opened.silence,
     };
-    if let Err(error) = connection::start(shared, number, &stream, writer, written, limits) {
+    if let Err(error) = connection::start(shared, number, &stream, writer, written, in_force) {
         shared.lose(number, &format!("no thread could be started for the connection: {error}"));
     }
 }

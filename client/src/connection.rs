@@ -25,6 +25,7 @@ const SHARED_RESULT_BYTES: usize = 16 * 1024;
 /// What the balancer's greeting put in force.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// The largest frame that the balancer sends: what it passes on may be longer than what it takes.
     pub(crate) max_frame_bytes: u32,
     pub(crate) heartbeat: Duration,
     pub(crate) silence: Duration,

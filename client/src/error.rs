@@ -51,10 +51,10 @@ pub enum ClientError {
         /// The balancer's limit for a frame, in bytes.
         limit_bytes: usize,
     },
-    /// A part of the task is out of its range.
+    /// A part of a task, or a setting, is out of its range.
     #[error("{what} {why}")]
-    InvalidTask {
-        /// Which part: `action`, `priority`, ...
+    Invalid {
+        /// Which one: `the action`, `the priority`, ...
         what: &'static str,
         /// What is wrong with it, as words that end the sentence.
         why: String,
@@ -85,7 +85,7 @@ impl ClientError {
             ClientError::Refused(failure) => return failure.clone(),
             ClientError::PayloadTooLarge { .. } => ErrorCode::PayloadTooLarge,
             ClientError::NoBalancer(_) | ClientError::NoAddress => ErrorCode::ConnectionLost,
-            ClientError::InvalidTask { .. } => ErrorCode::BadFrame,
+            ClientError::Invalid { .. } => ErrorCode::BadFrame,
             ClientError::Full { .. } => ErrorCode::QueueFull,
             ClientError::QueueClosed => ErrorCode::Cancelled,
             ClientError::BadReport(_) => ErrorCode::Internal,

@@ -139,7 +139,7 @@ impl<'a> Request<'a> {
 impl TaskRequest<'_> {
     /// Checks every part against the protocol's limits, so that a mistake is told here and costs no connection.
     pub(crate) fn check(&self) -> Result<(), ClientError> {
-        let wrong = |what, why: String| Err(ClientError::InvalidTask { what, why });
+        let wrong = |what, why: String| Err(ClientError::Invalid { what, why });
         if self.action.is_empty() {
             return wrong("the action", "is empty; name what the task asks for, such as \"upper\"".into());
         }

@@ -12,7 +12,7 @@ use reparto_protocol::{Cancel, ErrorCode, Message, Pong};
 
 use crate::completion::{Completion, QueueInner};
 use crate::connection::WrittenClock;
-use crate::error::{TaskFailure, TaskOutcome};
+use crate::error::{ConnectError, TaskFailure, TaskOutcome};
 use crate::handle::{ProgressReport, TaskCell};
 use crate::output::{Batch, Output};
 use crate::request::Request;
@@ -185,6 +185,8 @@ pub(crate) struct State {
     pub(crate) max_frame_bytes: usize,
     /// Which address to try first; one past the last means the first.
     pub(crate) preferred: usize,
+    /// Why the latest search for a balancer ended in vain; `None` once one was found.
+    pub(crate) unreachable: Option<ConnectError>,
     /// Connections in a row that ended soon after they began.
     pub(crate) short_lives: u32,
 }
@@ -204,6 +206,7 @@ impl State {
             next_sequence: 0,
             max_frame_bytes: reparto_protocol::limits::DEFAULT_MAX_FRAME_BYTES as usize,
             preferred: 0,
+            unreachable: None,
             short_lives: 0,
         }
     }
@@ -282,6 +285,7 @@ impl State {
         let number = self.next_link;
         self.next_link = self.next_link.wrapping_add(1).max(NOT_SENT + 1);
         self.current = Some(Link::new(number, stream, address_index));
+        self.unreachable = None;
         (self.preferred, self.max_frame_bytes) = (address_index, max_frame_bytes as usize);
         self.send_waiting(finished);
         number

@@ -233,6 +233,7 @@ fn without_a_balancer_what_waits_ends_with_every_address_named() {
     assert_eq!(failure.code, ErrorCode::ConnectionLost);
     assert!(failure.message.contains(&address) && failure.message.contains("refused"), "{failure}");
     assert_eq!(client.in_flight(), 0);
+    assert_eq!(client.unreachable().map(|error| error.to_string()), Some(failure.message));
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! Results on their way out: put in the order of their lines, and written as text or JSON.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reparto_client::{TaskFailure, TaskOutcome};
+
+use crate::client_side::printable;
+
+/// Holds outcomes back until every earlier line's is there.
+#[derive(Debug, Default)]
+pub(super) struct Reorder {
+    /// The line that is to come out next, from 1.
+    next: u64,
+    held: VecDeque<Option<TaskOutcome>>,
+}
+
+impl Reorder {
+    pub(super) fn new() -> Self {
+        Reorder { next: 1, held: VecDeque::new() }
+    }
+
+    /// Takes a line's outcome. Lines run ahead of the next one by no more than the window.
+    pub(super) fn put(&mut self, line: u64, outcome: TaskOutcome) {
+        let Some(position) = line.checked_sub(self.next) else { return };
+        let position = position as usize;
+        if self.held.len() <= position {
+            self.held.resize_with(position + 1, || None);
+        }
+        self.held[position] = Some(outcome);
+    }
+
+    /// The next line and its outcome, if that is there.
+    pub(super) fn take(&mut self) -> Option<(u64, TaskOutcome)> {
+        let outcome = self.held.front_mut()?.take()?;
+        self.held.pop_front();
+        self.next += 1;
+        Some((self.next - 1, outcome))
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Record<'a> {
+    line: u64,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+}
+
+/// Writes an outcome as a JSON object on a line of its own.
+pub(super) fn write_json(output: &mut impl Write, line: u64, outcome: &TaskOutcome) -> io::Result<()> {
+    let mut record =
+        Record { line, status: "done", result: None, result_base64: None, error: None, code: None };
+    match outcome {
+        Ok(result) => match std::str::from_utf8(result) {
+            Ok(text) => record.result = Some(text),
+            Err(_) => record.result_base64 = Some(STANDARD.encode(result)),
+        },
+        Err(failure) => {
+            record.status = "error";
+            record.error = Some(&failure.message);
+            record.code = Some(failure.code.name());
+        }
+    }
+    serde_json::to_writer(&mut *output, &record)?;
+    output.write_all(b"\n")
+}
+
+/// Writes a result as it is, and a line break unless it ends with one.
+pub(super) fn write_text(output: &mut impl Write, result: &[u8]) -> io::Result<()> {
+    output.write_all(result)?;
+    if result.ends_with(b"\n") { Ok(()) } else { output.write_all(b"\n") }
+}
+
+/// The sentence that tells a line's failure. What follows a line break in it is indented.
+pub(super) fn failure_sentence(line: u64, failure: &TaskFailure) -> String {
+    let text = printable(&failure.to_string());
+    format!("line {line}: {}", text.trim_end().replace('\n', "\n    "))
+}
+
+#[cfg(test)]
+mod tests {
+    use reparto_client::ErrorCode;
+
+    use super::*;
+
+    fn json(line: u64, outcome: TaskOutcome) -> String {
+        let mut output = Vec::new();
+        write_json(&mut output, line, &outcome).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn outcomes_come_out_in_the_order_of_their_lines() {
+        let mut reorder = Reorder::new();
+        let mut out = Vec::new();
+        for line in [3, 1, 2, 6, 5, 4] {
+            reorder.put(line, Ok(line.to_string().into()));
+            while let Some((line, outcome)) = reorder.take() {
+                out.push((line, outcome.unwrap()));
+            }
+        }
+        let expected: Vec<_> = (1..=6).map(|line: u64| (line, line.to_string().into())).collect();
+        assert_eq!(out, expected);
+        assert!(reorder.held.is_empty());
+    }
+
+    #[test]
+    fn a_json_record_has_what_its_outcome_has_and_nothing_else() {
+        assert_eq!(json(1, Ok("15\n".into())), "{\"line\":1,\"status\":\"done\",\"result\":\"15\\n\"}\n");
+        let binary = json(2, Ok(vec![0xff, 0x00].into()));
+        assert_eq!(binary, "{\"line\":2,\"status\":\"done\",\"result_base64\":\"/wA=\"}\n");
+        let failure = TaskFailure::new(ErrorCode::WorkerFailed, "sum: 'x' is not a \"number\"");
+        let expected =
+            r#"{"line":3,"status":"error","error":"sum: 'x' is not a \"number\"","code":"worker_failed"}"#;
+        assert_eq!(json(3, Err(failure)), format!("{expected}\n"));
+    }
+
+    #[test]
+    fn a_result_as_text_ends_with_exactly_one_line_break_of_ours() {
+        let text = |result: &[u8]| {
+            let mut output = Vec::new();
+            write_text(&mut output, result).unwrap();
+            output
+        };
+        assert_eq!(text(b"15"), b"15\n");
+        assert_eq!(text(b"15\n"), b"15\n");
+        assert_eq!(text(b""), b"\n");
+        assert_eq!(text(b"\xff"), b"\xff\n");
+    }
+
+    #[test]
+    fn a_failure_names_its_line_and_stays_harmless() {
+        let failure = TaskFailure::new(ErrorCode::WorkerFailed, "exit code 2:\n\x1b[2Jcannot open\n");
+        let sentence = failure_sentence(7, &failure);
+        assert_eq!(sentence, "line 7: worker_failed: exit code 2:\n    \\u{1b}[2Jcannot open");
+    }
+}
