@@ -10,7 +10,7 @@ use reparto_protocol::{
     AssignTask, FrameError, FrameStream, FrameType, Hello, Message, OwnedFrame, Role, Welcome, limits,
 };
 
-use crate::actions::Actions;
+use crate::actions::Action;
 use crate::backoff::Backoff;
 use crate::error::ConnectionError;
 use crate::event::Event;
@@ -217,11 +217,15 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Takes every whole frame that has come.
     fn take_frames(&mut self) -> Result<(), ConnectionError> {
-        let actions = self.link.actions();
+        let (actions, former) = self.link.actions();
         let now = Instant::now();
         while let Some(frame) = self.frames.next_frame()? {
             match Message::decode(&frame.as_frame())? {
-                Message::AssignTask(task) => self.take_task(&frame, &task, &actions, now)?,
+                Message::AssignTask(task) => {
+                    let action = actions.get(task.action);
+                    let action = action.or_else(|| former.as_ref()?.get(task.action));
+                    self.take_task(&frame, &task, action, now)?;
+                }
                 other => {
                     // A CANCEL may speak of a task of the same read.
                     self.link.accept(&mut self.jobs)?;
@@ -236,10 +240,10 @@ impl Reader<'_> {
         &mut self,
         frame: &OwnedFrame,
         task: &AssignTask<'_>,
-        actions: &Actions,
+        action: Option<&Arc<Action>>,
         now: Instant,
     ) -> Result<(), ConnectionError> {
-        let Some(action) = actions.get(task.action) else { return self.link.refuse(task.id, task.action) };
+        let Some(action) = action else { return self.link.refuse(task.id, task.action) };
         self.jobs.push(Job {
             id: task.id,
             action: Arc::clone(action),

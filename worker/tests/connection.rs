@@ -307,12 +307,14 @@ fn actions_change_without_a_new_connection() {
     worker.handle.set_actions(Actions::new().with("new", |_: &Task| Ok("new".into()))).unwrap();
     let registered = connection.registration();
     assert_eq!((registered.id.as_str(), registered.actions), ("w", vec!["new".to_owned()]));
-    // It was assigned before the balancer read the REGISTER: nobody's fault, and no attempt.
+    // It was assigned before the balancer read the REGISTER.
     connection.assign(1, "old", "");
-    assert_eq!(connection.answer().outcome, Outcome::NotRun);
+    assert_eq!(connection.answer().payload, "old");
     connection.ack(registered.request);
     connection.assign(2, "new", "");
     assert_eq!(connection.answer().payload, "new");
+    connection.assign(3, "old", "");
+    assert_eq!(connection.answer().outcome, Outcome::Retry);
     assert!(worker.handle.set_actions(Actions::new()).is_err());
 }
 

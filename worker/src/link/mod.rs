@@ -118,6 +118,8 @@ struct Running {
 #[derive(Debug)]
 struct State {
     actions: Arc<Actions>,
+    /// What was offered before, until the balancer has acknowledged that it no longer is.
+    former_actions: Option<Arc<Actions>>,
     queue: VecDeque<Job>,
     queued_bytes: usize,
     /// What runs, by its place. Places are used again.
@@ -166,6 +168,7 @@ impl Link {
         let now = Instant::now();
         let state = State {
             actions: Arc::default(),
+            former_actions: None,
             queue: VecDeque::new(),
             queued_bytes: 0,
             running: Vec::new(),
@@ -201,8 +204,10 @@ impl Link {
         &self.stream
     }
 
-    pub(crate) fn actions(&self) -> Arc<Actions> {
-        Arc::clone(&lock(&self.state).actions)
+    /// What is offered now, and what the balancer may still assign because it does not know better.
+    pub(crate) fn actions(&self) -> (Arc<Actions>, Option<Arc<Actions>>) {
+        let state = lock(&self.state);
+        (Arc::clone(&state.actions), state.former_actions.clone())
     }
 
     pub(crate) fn service(&self) -> ServiceTime {
@@ -234,15 +239,11 @@ impl Link {
         Ok(())
     }
 
-    /// Answers a task whose action is not offered. While a registration is under way the balancer cannot know;
-    /// afterwards it should, and a hand-back without a price could go on for ever.
+    /// Answers a task whose action is not offered. It costs the task an attempt: a hand-back without a price
+    /// could go on for ever.
     pub(crate) fn refuse(&self, id: u64, action: &str) -> Result<(), ConnectionError> {
         let mut state = lock(&self.state);
-        if state.registering.is_some() {
-            state.answer(id, Outcome::NotRun, "");
-        } else {
-            state.answer(id, Outcome::Retry, &format!("this worker does not offer '{action}'"));
-        }
+        state.answer(id, Outcome::Retry, &format!("this worker does not offer '{action}'"));
         self.urgent(state)
     }
 

@@ -6,13 +6,14 @@
 //! never writes: a balancer that does not read must not keep the worker from reading.
 
 use std::io;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use reparto_protocol::{Drain, Message, Ping, Pong, Register};
 
 use super::{FIRST_REQUEST, FULL_BYTES, Link, State};
+use crate::actions::Actions;
 use crate::error::ConnectionError;
 use crate::lock;
 use crate::worker::Profile;
@@ -120,7 +121,11 @@ impl Link {
         }
         state.next_request += 1;
         state.registering = Some(id);
-        state.actions = profile.actions.clone();
+        let old = std::mem::replace(&mut state.actions, Arc::clone(profile.actions));
+        state.former_actions = Some(match state.former_actions.take() {
+            Some(older) => Arc::new(Actions::clone(&older).and(Actions::clone(&old))),
+            None => old,
+        });
         state.output.push(&message);
         self.urgent(state)
     }
@@ -150,6 +155,7 @@ impl Link {
         }
         if state.registering == Some(id) {
             state.registering = None;
+            state.former_actions = None;
         }
         id == FIRST_REQUEST && !std::mem::replace(&mut state.registered, true)
     }
