@@ -22,10 +22,11 @@ const ACCEPTS_A_TURN: usize = 256;
 /// How long to wait when no more files can be opened.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A client whose host has vanished is found out after 30 s of silence and three probes, so within a minute.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-const KEEPALIVE_PROBES: u32 = 3;
+/// How long the log is silent about that after it was told.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
+
+/// A client whose host has vanished is found out after this much silence and a few probes: within a minute.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 
 /// A listener, and whether somebody may be waiting there.
 #[derive(Debug)]
@@ -93,21 +94,20 @@ impl Reactor {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted => {}
             _ => {
-                if !self.accept_failing {
+                if self.accept_warned.is_none_or(|at| self.now.since(at) > WARN_AGAIN) {
+                    self.accept_warned = Some(self.now);
                     log::warn!(
                         "cannot accept connections for now, with {} open: {error}. Is the limit on open files \
                          too low?",
                         self.connections.len()
                     );
                 }
-                self.accept_failing = true;
                 self.accept_again = Some(self.now.after(PAUSE));
             }
         }
     }
 
     fn welcome(&mut self, mut stream: TcpStream, from: SocketAddr, listener: Listener) {
-        self.accept_failing = false;
         if self.connections.len() >= self.settings.max_connections {
             log::debug!("{from} is turned away: {} connections are open", self.connections.len());
             return turn_away(stream, listener, self.settings.max_connections);
@@ -139,10 +139,18 @@ pub(super) fn plan(deadlines: &mut Deadlines, peer: Peer, connection: &mut Conne
 }
 
 fn keep_alive(stream: &TcpStream) -> io::Result<()> {
-    #[cfg(any(unix, windows))]
-    let keepalive = KEEPALIVE.with_retries(KEEPALIVE_PROBES);
-    #[cfg(not(any(unix, windows)))]
-    let keepalive = KEEPALIVE;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER);
+    // Elsewhere the system's own interval and number of probes stand.
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "macos",
+        target_os = "ios",
+        target_os = "freebsd",
+        target_os = "netbsd",
+        target_os = "windows",
+    ))]
+    let keepalive = keepalive.with_interval(Duration::from_secs(8)).with_retries(3);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 

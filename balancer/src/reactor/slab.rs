@@ -76,3 +76,31 @@ impl Connections {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mio::net::TcpStream;
+
+    use super::*;
+    use crate::dialect::Listener;
+    use crate::scheduler::Time;
+
+    #[test]
+    fn an_index_is_used_again_with_a_new_generation() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let connection =
+            || Connection::new(TcpStream::connect(address).expect("connects"), Listener::Clients, Time(0));
+        let mut connections = Connections::default();
+        let expected = connections.next_peer();
+        let first = connections.insert(connection());
+        assert_eq!(first, expected);
+        let second = connections.insert(connection());
+        assert!(connections.remove(first).is_some());
+        assert!(connections.remove(first).is_none() && connections.get_mut(first).is_none());
+        let third = connections.insert(connection());
+        assert_eq!((third.index, third.generation), (first.index, first.generation + 1));
+        assert!(connections.get_mut(second).is_some() && connections.get_mut(third).is_some());
+        assert_eq!((connections.len(), connections.iter_mut().count()), (2, 2));
+    }
+}

@@ -50,8 +50,8 @@ pub(super) struct Reactor {
     pub(super) acceptors: Vec<Acceptor>,
     /// Accepting failed; when to try again.
     pub(super) accept_again: Option<Time>,
-    /// The failure was logged, and nobody has been accepted since.
-    pub(super) accept_failing: bool,
+    /// When the log was last told of that.
+    pub(super) accept_warned: Option<Time>,
     pub(super) connections: Connections,
     pub(super) deadlines: Deadlines,
     pub(super) read_buffer: ReadBuffer,
@@ -108,7 +108,7 @@ impl Reactor {
             now: Time(0),
             acceptors: acceptors.into(),
             accept_again: None,
-            accept_failing: false,
+            accept_warned: None,
             connections: Connections::default(),
             deadlines: Deadlines::default(),
             read_buffer: ReadBuffer::new(),
