@@ -1,0 +1,13 @@
+//! Measures Reparto, and what people use today beside it.
+//!
+//! - [`raw`]: minimal clients and workers over sockets, so that the server between them is what is measured.
+//! - [`peers`]: the same work through Reparto and through other servers, in turns, as ratios.
+//! - [`load`]: load on a running balancer, closed loop or open loop.
+//! - [`scale`]: cost as workers, queued tasks, idle connections and payloads grow.
+//!
+//! Absolute times mean little on a shared machine; what counts here are ratios inside one run.
+
+pub mod load;
+pub mod peers;
+pub mod raw;
+pub mod scale;
