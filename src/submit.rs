@@ -54,12 +54,12 @@ pub(crate) struct Args {
     lines: Option<PathBuf>,
 
     /// Print results as they come, not in the order of the lines.
-    #[arg(long, requires = "lines")]
+    #[arg(long, requires = "lines", conflicts_with = "payload")]
     as_completed: bool,
 
     /// Print one JSON object a line: `line`, `status` (`done` or `error`), `result` (`result_base64` when it is
     /// not UTF-8), or `error` and `code`.
-    #[arg(long, requires = "lines")]
+    #[arg(long, requires = "lines", conflicts_with = "payload")]
     json: bool,
 
     /// Lines in flight, or waiting for an earlier one to be printed, at most.

@@ -114,8 +114,7 @@ impl Writer {
             spare = batch.into_spare();
             if let Err(error) = result {
                 locked(&self.shared.state).written(self.number, bytes, BytesMut::new());
-                let reason = format!("writing to the balancer failed: {}", error.kind());
-                return self.shared.lose(self.number, &reason);
+                return self.shared.write_failed(self.number, &error);
             }
             state = locked(&self.shared.state);
             state.written(self.number, bytes, BytesMut::new());
@@ -175,7 +174,7 @@ impl Reader {
     fn read_some(&mut self, into: &mut [u8]) -> Result<usize, String> {
         loop {
             match (&*self.stream).read(into) {
-                Ok(0) => return Err("the balancer closed the connection".into()),
+                Ok(0) => return Err(self.end_reason("the balancer closed the connection".into())),
                 Ok(read) => {
                     self.heard = Instant::now();
                     self.pinged = None;
@@ -183,9 +182,18 @@ impl Reader {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_timeout(&error) => self.watch()?,
-                Err(error) => return Err(format!("reading from the balancer failed: {}", error.kind())),
+                Err(error) => {
+                    let reason = format!("reading from the balancer failed: {}", error.kind());
+                    return Err(self.end_reason(reason));
+                }
             }
         }
+    }
+
+    /// Why the stream ended: because writing failed, or else as reading says.
+    fn end_reason(&self, reading: String) -> String {
+        let mut state = locked(&self.shared.state);
+        state.link(self.number).and_then(|link| link.write_failure.take()).unwrap_or(reading)
     }
 
     /// Nothing came for a while: asks whether the balancer is there, or gives it up.

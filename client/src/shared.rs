@@ -75,7 +75,7 @@ impl Shared {
         state.written(number, bytes, batch.into_spare());
         drop(state);
         if let Err(error) = written {
-            self.lose(number, &format!("writing to the balancer failed: {}", error.kind()));
+            self.write_failed(number, &error);
         }
         Ok(id)
     }
@@ -130,6 +130,15 @@ impl Shared {
         self.room_was_made(&state);
         drop(state);
         deliver(finished);
+    }
+
+    /// Writing to a connection failed. What had come on it, an ERROR that says why perhaps, is read yet: so the
+    /// reader, which finds the stream ended, is left to give it up.
+    pub(crate) fn write_failed(&self, number: u32, error: &std::io::Error) {
+        if let Some(link) = locked(&self.state).link(number) {
+            link.write_failure = Some(format!("writing to the balancer failed: {}", error.kind()));
+            let _ = link.stream.shutdown(std::net::Shutdown::Both); // It may be closed already.
+        }
     }
 
     /// Gives a connection up. Does nothing for one that is gone already.

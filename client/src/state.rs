@@ -104,6 +104,8 @@ pub(crate) struct Link {
     pub(crate) writer_idle: bool,
     /// Somebody writes.
     pub(crate) writing: bool,
+    /// Why writing ended; the reader tells it once it has read what had come.
+    pub(crate) write_failure: Option<String>,
     /// Requests sent and not answered.
     pub(crate) outstanding: usize,
     /// Bytes of CANCEL, PING and PONG put in since the writer last took the output.
@@ -122,6 +124,7 @@ impl Link {
             writer: Arc::new(Condvar::new()),
             writer_idle: false,
             writing: false,
+            write_failure: None,
             outstanding: 0,
             control_bytes: 0,
             address_index,

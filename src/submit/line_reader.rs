@@ -45,7 +45,7 @@ impl<R: BufRead> LineReader<R> {
             if available.is_empty() && bytes == 0 {
                 return Ok(None);
             }
-            let end = memchr(available);
+            let end = line_feed(available);
             let part = &available[..end.unwrap_or(available.len())];
             line.extend_from_slice(&part[..part.len().min(most - line.len())]);
             bytes += part.len() as u64;
@@ -67,7 +67,7 @@ impl<R: BufRead> LineReader<R> {
     }
 }
 
-fn memchr(bytes: &[u8]) -> Option<usize> {
+fn line_feed(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n')
 }
 

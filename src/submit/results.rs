@@ -9,21 +9,21 @@ use reparto_client::{TaskFailure, TaskOutcome};
 
 use crate::client_side::printable;
 
-/// Holds outcomes back until every earlier line's is there.
-#[derive(Debug, Default)]
-pub(super) struct Reorder {
+/// Holds what lines gave back until every earlier line's is there.
+#[derive(Debug)]
+pub(super) struct Reorder<T> {
     /// The line that is to come out next, from 1.
     next: u64,
-    held: VecDeque<Option<TaskOutcome>>,
+    held: VecDeque<Option<T>>,
 }
 
-impl Reorder {
+impl<T> Reorder<T> {
     pub(super) fn new() -> Self {
         Reorder { next: 1, held: VecDeque::new() }
     }
 
-    /// Takes a line's outcome. Lines run ahead of the next one by no more than the window.
-    pub(super) fn put(&mut self, line: u64, outcome: TaskOutcome) {
+    /// Takes what a line gave. Lines run ahead of the next one by no more than the window.
+    pub(super) fn put(&mut self, line: u64, outcome: T) {
         let Some(position) = line.checked_sub(self.next) else { return };
         let position = position as usize;
         if self.held.len() <= position {
@@ -32,12 +32,12 @@ impl Reorder {
         self.held[position] = Some(outcome);
     }
 
-    /// The next line and its outcome, if that is there.
-    pub(super) fn take(&mut self) -> Option<(u64, TaskOutcome)> {
+    /// What the next line gave, if it is there.
+    pub(super) fn take(&mut self) -> Option<T> {
         let outcome = self.held.front_mut()?.take()?;
         self.held.pop_front();
         self.next += 1;
-        Some((self.next - 1, outcome))
+        Some(outcome)
     }
 }
 
@@ -103,13 +103,10 @@ mod tests {
         let mut reorder = Reorder::new();
         let mut out = Vec::new();
         for line in [3, 1, 2, 6, 5, 4] {
-            reorder.put(line, Ok(line.to_string().into()));
-            while let Some((line, outcome)) = reorder.take() {
-                out.push((line, outcome.unwrap()));
-            }
+            reorder.put(line, line);
+            out.extend(std::iter::from_fn(|| reorder.take()));
         }
-        let expected: Vec<_> = (1..=6).map(|line: u64| (line, line.to_string().into())).collect();
-        assert_eq!(out, expected);
+        assert_eq!(out, [1, 2, 3, 4, 5, 6]);
         assert!(reorder.held.is_empty());
     }
 

@@ -6,10 +6,10 @@ use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Stdout
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use reparto_client::{Client, Completion, CompletionQueue, ErrorCode, TaskFailure, TaskOutcome};
+use reparto_client::{Client, Completion, CompletionQueue, ErrorCode, TaskFailure};
 
 use super::line_reader::{Line, LineReader};
 use super::results::{Reorder, failure_sentence, write_json, write_text};
@@ -19,30 +19,77 @@ use crate::client_side::{EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, EXIT_USAGE, com
 /// Bytes read from the file, and written to standard output, at once.
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// Lines submitted and not yet printed, bounded.
+/// Lines submitted and not yet printed have so many KiB at most, so that long lines fill neither the balancer nor
+/// this process.
+const WINDOW_KIB: u64 = 64 * 1024;
+
+/// Bits of a tag that say how long its line is.
+const KIB_BITS: u32 = 20;
+
+/// A line on its way: its number, from 1, and its length in whole KiB, as a task's tag has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ticket {
+    line: u64,
+    kib: u64,
+}
+
+impl Ticket {
+    fn new(line: u64, bytes: usize) -> Ticket {
+        Ticket { line, kib: (bytes as u64 >> 10).min((1 << KIB_BITS) - 1) }
+    }
+
+    fn tag(self) -> u64 {
+        self.line << KIB_BITS | self.kib
+    }
+
+    fn of_tag(tag: u64) -> Ticket {
+        Ticket { line: tag >> KIB_BITS, kib: tag & ((1 << KIB_BITS) - 1) }
+    }
+}
+
+/// Bounds the lines submitted and not yet printed, and their length. One thread takes, another gives back.
 struct Window {
-    free: Mutex<u64>,
+    free: Mutex<Free>,
     opened: Condvar,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Free {
+    places: u64,
+    kib: u64,
+}
+
 impl Window {
-    fn new(size: u64) -> Self {
-        Window { free: Mutex::new(size), opened: Condvar::new() }
+    fn new(places: u64) -> Self {
+        Window { free: Mutex::new(Free { places, kib: WINDOW_KIB }), opened: Condvar::new() }
     }
 
     /// Takes all places that are free, at least one; waits for it.
-    fn take(&self) -> u64 {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        while *free == 0 {
-            free = self.opened.wait(free).unwrap_or_else(PoisonError::into_inner);
-        }
-        std::mem::take(&mut free)
+    fn take_places(&self) -> u64 {
+        let mut free = self.when(|free| free.places > 0);
+        std::mem::take(&mut free.places)
     }
 
-    fn give_back(&self, places: u64) {
+    /// Takes room for a long line; one that is longer than the window waits until it is alone.
+    fn take_room(&self, kib: u64) {
+        let kib = kib.min(WINDOW_KIB);
+        self.when(|free| free.kib >= kib).kib -= kib;
+    }
+
+    fn when(&self, enough: impl Fn(&Free) -> bool) -> MutexGuard<'_, Free> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        *free += places;
-        if *free == places {
+        while !enough(&free) {
+            free = self.opened.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        free
+    }
+
+    fn give_back(&self, places: u64, kib: u64) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let none_was_free = free.places == 0;
+        free.places += places;
+        free.kib += kib;
+        if none_was_free || kib > 0 {
             self.opened.notify_one();
         }
     }
@@ -160,7 +207,7 @@ fn feed(job: &Job, input: impl BufRead) -> Fed {
     let (mut text, mut lines, mut places) = (Vec::new(), 0, 0);
     loop {
         if places == 0 {
-            places = job.window.take();
+            places = job.window.take_places();
             if let Some(error) = job.client.unreachable() {
                 return Fed::Unreachable { lines, sentence: no_balancer(&error) };
             }
@@ -172,11 +219,15 @@ fn feed(job: &Job, input: impl BufRead) -> Fed {
         };
         lines += 1;
         places -= 1;
+        let ticket = Ticket::new(lines, text.len());
+        if ticket.kib > 0 {
+            job.window.take_room(ticket.kib);
+        }
         job.bytes_fed.fetch_add(text.len() as u64 + 1, Ordering::Relaxed);
         let submitted = match line {
             Line::Whole => job
                 .queue
-                .submit(lines, task.clone().payload_slice(&text))
+                .submit(ticket.tag(), task.clone().payload_slice(&text))
                 .map_err(reparto_client::ClientError::into_failure),
             Line::TooLong { bytes } => Err(TaskFailure::new(
                 ErrorCode::PayloadTooLarge,
@@ -184,7 +235,7 @@ fn feed(job: &Job, input: impl BufRead) -> Fed {
             )),
         };
         if let Err(failure) = submitted
-            && job.queue.push(lines, Err(failure)).is_err()
+            && job.queue.push(ticket.tag(), Err(failure)).is_err()
         {
             return Fed::All; // Closed: the printer is gone, and the process with it.
         }
@@ -196,7 +247,7 @@ struct Printer<'a> {
     /// Sentences for standard error, written at once for a whole batch.
     complaints: String,
     bar: ProgressBar,
-    reorder: Option<Reorder>,
+    reorder: Option<Reorder<Completion>>,
     json: bool,
     printed: u64,
     failed: u64,
@@ -223,16 +274,19 @@ impl Printer<'_> {
         let mut batch: Vec<Completion> = Vec::new();
         while job.queue.recv_batch(&mut batch) {
             let before = self.printed;
+            let mut kib = 0;
             for completion in batch.drain(..) {
-                match &mut self.reorder {
-                    None => self.print(completion.tag, &completion.outcome)?,
-                    Some(reorder) => {
-                        reorder.put(completion.tag, completion.outcome);
-                        self.print_in_order()?;
-                    }
+                let line = Ticket::of_tag(completion.tag).line;
+                let Some(reorder) = &mut self.reorder else {
+                    kib += self.print(&completion)?;
+                    continue;
+                };
+                reorder.put(line, completion);
+                while let Some(completion) = self.reorder.as_mut().and_then(Reorder::take) {
+                    kib += self.print(&completion)?;
                 }
             }
-            job.window.give_back(self.printed - before);
+            job.window.give_back(self.printed - before, kib);
             if job.queue.ready() == 0 {
                 self.output.flush()?;
             }
@@ -242,27 +296,20 @@ impl Printer<'_> {
         self.output.flush()
     }
 
-    fn print_in_order(&mut self) -> io::Result<()> {
-        while let Some((line, outcome)) = self.reorder.as_mut().and_then(Reorder::take) {
-            self.print(line, &outcome)?;
-        }
-        Ok(())
-    }
-
-    fn print(&mut self, line: u64, outcome: &TaskOutcome) -> io::Result<()> {
+    /// Prints what a line gave, and tells how many KiB of the window it held.
+    fn print(&mut self, completion: &Completion) -> io::Result<u64> {
+        let Ticket { line, kib } = Ticket::of_tag(completion.tag);
         self.printed += 1;
-        self.failed += u64::from(outcome.is_err());
-        if self.json {
-            return write_json(&mut self.output, line, outcome);
-        }
-        match outcome {
-            Ok(result) => write_text(&mut self.output, result),
+        self.failed += u64::from(completion.outcome.is_err());
+        match &completion.outcome {
+            outcome if self.json => write_json(&mut self.output, line, outcome)?,
+            Ok(result) => write_text(&mut self.output, result)?,
             Err(failure) => {
                 self.complaints.push_str(&failure_sentence(line, failure));
                 self.complaints.push('\n');
-                Ok(())
             }
         }
+        Ok(kib.min(WINDOW_KIB))
     }
 
     fn complain_all(&mut self) {
@@ -311,12 +358,34 @@ mod tests {
     #[test]
     fn the_window_hands_out_no_more_places_than_it_has() {
         let window = Arc::new(Window::new(3));
-        assert_eq!(window.take(), 3);
+        assert_eq!(window.take_places(), 3);
         let waiting = std::thread::spawn({
             let window = Arc::clone(&window);
-            move || window.take()
+            move || window.take_places()
         });
-        window.give_back(2);
+        window.give_back(2, 0);
         assert_eq!(waiting.join().unwrap(), 2);
+    }
+
+    #[test]
+    fn long_lines_wait_for_room_and_one_over_the_whole_window_for_all_of_it() {
+        let window = Arc::new(Window::new(3));
+        window.take_room(1);
+        let waiting = std::thread::spawn({
+            let window = Arc::clone(&window);
+            move || window.take_room(10 * WINDOW_KIB)
+        });
+        window.give_back(0, 1);
+        waiting.join().unwrap();
+        assert_eq!(window.free.lock().unwrap().kib, 0);
+    }
+
+    #[test]
+    fn a_tag_carries_the_lines_number_and_length() {
+        for ticket in [Ticket::new(1, 0), Ticket::new(1 << 43, 16 << 20), Ticket::new(7, usize::MAX)] {
+            assert_eq!(Ticket::of_tag(ticket.tag()), ticket);
+        }
+        assert_eq!(Ticket::new(7, 1023).kib, 0);
+        assert_eq!(Ticket::new(7, 1 << 20).kib, 1024);
     }
 }
