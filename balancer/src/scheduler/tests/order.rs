@@ -1,0 +1,65 @@
+//! Who goes first: priorities, waiting, clients and actions taking turns.
+
+use super::*;
+
+/// The clients of the tasks that a lone worker is given one after the other.
+fn served(world: &mut World, tasks: usize) -> Vec<(Peer, u64)> {
+    let (_, out) = world.worker_and_out("w", 1, 1, &["a", "b"]);
+    let mut next = assignments(&out);
+    let mut order = Vec::new();
+    for _ in 0..tasks {
+        let out = world.finish(next[0], Finish::Done);
+        let Out::Result(peer, id, _) = out[0] else { panic!("{out:?}") };
+        order.push((peer, id));
+        next = assignments(&out);
+    }
+    order
+}
+
+#[test]
+fn the_higher_priority_goes_first_and_equal_ones_in_their_order() {
+    let mut world = world();
+    let client = world.client();
+    for (id, priority) in [(1, 4), (2, 9), (3, 0), (4, 9), (5, 4)] {
+        world.submit_with(client, id, |task| task.priority = priority);
+    }
+    let order: Vec<u64> = served(&mut world, 5).into_iter().map(|(_, id)| id).collect();
+    assert_eq!(order, [2, 4, 1, 5, 3]);
+}
+
+#[test]
+fn waiting_raises_a_task_s_priority() {
+    let mut world = world();
+    let client = world.client();
+    world.submit_with(client, 1, |task| task.priority = 3);
+    world.pass(Duration::from_secs(11));
+    world.submit_with(client, 2, |task| task.priority = 5);
+    world.submit_with(client, 3, |task| task.priority = 6);
+    let order: Vec<u64> = served(&mut world, 3).into_iter().map(|(_, id)| id).collect();
+    assert_eq!(order, [3, 1, 2]);
+}
+
+#[test]
+fn a_client_with_few_tasks_has_its_turn_beside_one_with_many() {
+    let mut world = world();
+    let (many, few) = (world.client(), world.client());
+    for id in 0..1_000 {
+        world.submit(many, id, "a");
+    }
+    world.submit(few, 1, "a");
+    let order = served(&mut world, 200);
+    assert!(order.contains(&(few, 1)));
+}
+
+#[test]
+fn a_client_of_one_action_has_its_turn_beside_a_flood_of_another_action() {
+    let mut world = world();
+    let (many, few) = (world.client(), world.client());
+    for id in 0..1_000 {
+        world.submit(many, id, "a");
+    }
+    world.pass(SECOND);
+    world.submit(few, 1, "b");
+    let order = served(&mut world, 3);
+    assert!(order.contains(&(few, 1)), "{order:?}");
+}
