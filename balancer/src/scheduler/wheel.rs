@@ -18,6 +18,10 @@ const SLOTS: usize = 1 << SLOT_BITS;
 /// log2 of a tick, in microseconds.
 const TICK_BITS: u32 = 10;
 
+/// Ticks that a timer is ahead at most: 71 years. One that is set further away counts as that far, which nobody
+/// will live to see; beyond what the levels hold it would come by at every turn of the highest one.
+const MOST_AHEAD: u64 = 1 << (LEVELS as u32 * SLOT_BITS - 1);
+
 linked!(Task, TimerLink, timer);
 
 /// The slot of a timer that is not set.
@@ -51,7 +55,7 @@ impl Wheel {
 
     /// Sets a task's timer, which must not be set. It fires at `at` or up to a tick later.
     pub(super) fn set(&mut self, tasks: &mut Slab<Task>, task: u32, at: Time) {
-        let tick = (at.0.div_ceil(1 << TICK_BITS)).max(self.tick + 1);
+        let tick = at.0.div_ceil(1 << TICK_BITS).clamp(self.tick + 1, self.tick + MOST_AHEAD);
         tasks[task].timer_tick = tick;
         self.place(tasks, task, tick);
     }
@@ -115,7 +119,7 @@ impl Wheel {
             }
             let shift = level as u32 * SLOT_BITS;
             let position = (self.tick >> shift) as u32 & (SLOTS as u32 - 1);
-            // Slots come in the order after the present position, which itself comes last.
+            // Slots come in the order from the present position, which holds what is still to be moved down.
             let ahead = self.occupied[level].rotate_right(position).trailing_zeros();
             let tick = ((self.tick >> shift) + u64::from(ahead)) << shift;
             let slot = level * SLOTS + ((position + ahead) as usize & (SLOTS - 1));
@@ -151,6 +155,23 @@ mod tests {
             assert!(due(&mut wheel, &mut tasks, Time(at - 1)).is_empty(), "{at}");
             assert_eq!(due(&mut wheel, &mut tasks, Time(at + 1_024)), [task], "{at}");
             assert_eq!(wheel.next(), None);
+        }
+    }
+
+    #[test]
+    fn a_timer_beyond_the_wheel_s_reach_leaves_it_at_rest() {
+        for at in [u64::MAX, u64::MAX - 5, 1 << 62, 1 << 53] {
+            let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
+            let task = tasks.insert(Task::for_tests());
+            wheel.set(&mut tasks, task, Time(at));
+            let now = Time(3_600_000_000);
+            for _ in 0..100 {
+                if wheel.step(&mut tasks, now) == Step::Reached {
+                    break;
+                }
+            }
+            assert_eq!(wheel.step(&mut tasks, now), Step::Reached, "{at}");
+            assert!(wheel.next().is_some_and(|next| next > now), "{at}");
         }
     }
 
