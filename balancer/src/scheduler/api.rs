@@ -49,7 +49,7 @@ pub struct Submission<'a> {
     pub action: &'a str,
     /// What to do it with. The scheduler copies a small one, and keeps a large one's memory shared.
     pub payload: Bytes,
-    /// 0 to 9, higher goes first.
+    /// 0 to 9, higher goes first; more counts as 9.
     pub priority: u8,
     /// Time within which it must end.
     pub deadline: Option<Duration>,
@@ -77,18 +77,18 @@ impl<'a> Submission<'a> {
     }
 }
 
-/// A worker as it describes itself.
+/// A worker as it describes itself. Numbers out of their range count as the nearest one within.
 #[derive(Debug, Clone)]
 pub struct Registration<'a> {
     /// Its own number for the request, repeated by [`Effect::Acknowledge`].
     pub request: u64,
     /// Its id, alone among the living.
     pub worker_id: &'a str,
-    /// Tasks that it runs at once, at least 1.
+    /// Tasks that it runs at once, 1 to [`limits::MAX_THREADS`].
     pub threads: u32,
-    /// Tasks that it holds at most, at least `threads`.
+    /// Tasks that it holds at most, `threads` to [`limits::MAX_WINDOW`].
     pub window: u32,
-    /// Its share under the policy `weighted`, at least 1.
+    /// Its share under the policy `weighted`, 1 to [`limits::MAX_WEIGHT`].
     pub weight: u32,
     /// Mean time that a task takes one of its threads, in nanoseconds.
     pub service_ns: Option<u64>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashTable;
-use reparto_protocol::ErrorCode;
+use reparto_protocol::{ErrorCode, limits};
 
 use super::slab::{Link, List, NONE, Slab};
 use super::task::{Extra, Place, SHARE_BYTES, Task, Waiter};
@@ -91,7 +91,7 @@ impl Scheduler {
             submission.payload = Bytes::copy_from_slice(&submission.payload);
         }
         let mut row = Task::new(submission.payload, client, submission.id, action, self.now);
-        row.priority = submission.priority;
+        row.priority = submission.priority.min(limits::MAX_PRIORITY);
         row.max_attempts = submission.max_attempts.max(1);
         row.deadline = submission.deadline.map_or(Task::NEVER, |deadline| self.now.after(deadline));
         if !submission.key.is_empty() {

@@ -81,6 +81,9 @@ use worker::Worker;
 /// up everything else.
 const STEPS_A_TICK: usize = 4096;
 
+/// Most tasks that may be configured: rows are known by 32-bit indexes, of which one bit has another use.
+const MOST_TASKS: usize = 1 << 30;
+
 /// The state machine. Hand it events with [`handle`](Self::handle), and call [`tick`](Self::tick) when
 /// [`next_timer`](Self::next_timer) has come.
 #[derive(Debug)]
@@ -171,7 +174,8 @@ struct Counts {
 
 impl Scheduler {
     /// A scheduler without clients, workers or tasks.
-    pub fn new(config: Config) -> Self {
+    pub fn new(mut config: Config) -> Self {
+        config.max_tasks = config.max_tasks.min(MOST_TASKS);
         let hasher = FixedState::with_seed(config.seed);
         Scheduler {
             now: Time(0),

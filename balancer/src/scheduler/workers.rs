@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reparto_protocol::ErrorCode;
+use reparto_protocol::{ErrorCode, limits};
 
 use super::choice::{Change, Pick};
 use super::slab::{List, NONE};
@@ -129,9 +129,9 @@ impl Scheduler {
     /// Writes down how a worker describes itself, and puts it among those that offer the same.
     fn describe(&mut self, worker: u32, registration: &Registration<'_>, set: &[u32]) {
         let row = &mut self.workers[worker];
-        row.threads = registration.threads.max(1);
-        row.window = registration.window.max(row.threads);
-        row.weight = registration.weight.max(1);
+        row.threads = registration.threads.clamp(1, limits::MAX_THREADS);
+        row.window = registration.window.clamp(row.threads, limits::MAX_WINDOW);
+        row.weight = registration.weight.clamp(1, limits::MAX_WEIGHT);
         row.turns_left = row.weight;
         if registration.service_ns.is_some() {
             row.service_ns = registration.service_ns;

@@ -1,5 +1,7 @@
 //! What a peer can make grow, and what happens at each bound.
 
+use reparto_protocol::limits;
+
 use super::*;
 
 #[test]
@@ -55,4 +57,39 @@ fn workers_are_bounded() {
     world.worker("w", 1, 1, &["a"]);
     let peer = world.peer();
     assert_eq!(world.register(peer, "v", 1, 1, &["a"]), [Out::Close(peer, ErrorCode::Overloaded)]);
+}
+
+#[test]
+fn a_worker_s_numbers_count_no_more_than_the_protocol_allows() {
+    for policy in [Policy::Weighted, Policy::RoundRobin, Policy::LeastLoaded] {
+        let mut world = World::new(Config { policy, ..Config::default() });
+        let client = world.client();
+        for id in ["v", "w"] {
+            let peer = world.peer();
+            let registration = Registration {
+                request: 1,
+                worker_id: id,
+                threads: u32::MAX,
+                window: u32::MAX,
+                weight: u32::MAX,
+                service_ns: Some(0),
+                actions: vec!["a"],
+            };
+            world.handle(Event::Register { peer, registration });
+        }
+        for id in 0..10 {
+            world.assigned(client, id);
+        }
+        let worker = &world.scheduler.workers(world.now, 0, 1)[0];
+        let most = (limits::MAX_THREADS, limits::MAX_WINDOW, limits::MAX_WEIGHT);
+        assert_eq!((worker.threads, worker.window, worker.weight), most);
+    }
+}
+
+#[test]
+fn a_priority_beyond_the_highest_counts_as_the_highest() {
+    let mut world = world();
+    let client = world.client();
+    assert_eq!(world.submit_with(client, 1, |task| task.priority = u8::MAX), []);
+    world.worker("w", 1, 1, &["a"]);
 }
