@@ -53,8 +53,7 @@ Example:
 
   printf 'greet Ana\\n' | reparto repl               print Hello, Ana!
 
-Exit code: 0, or 1 if a task failed and standard input is no terminal; 2 wrong usage, 3 when no balancer could
-be reached.")]
+Exit code: 0, 1 a task failed and standard input is no terminal, 2 wrong usage, 3 no balancer could be reached.")]
 pub(crate) struct Args {
     #[command(flatten)]
     balancer: BalancerArgs,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use reparto_client::{Client, ErrorCode, TaskBuilder};
+use reparto_protocol::limits;
 
 use crate::client_side::{BalancerArgs, EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, complain, no_balancer};
 use crate::parse;
@@ -43,6 +44,7 @@ pub(crate) struct Args {
     balancer: BalancerArgs,
 
     /// What the task asks for, such as `upper`.
+    #[arg(value_parser = short_text)]
     action: String,
 
     /// What to do it with; taken from standard input when it is not given.
@@ -72,15 +74,15 @@ pub(crate) struct Args {
     priority: Option<u8>,
 
     /// Time within which a task must end, such as 500ms, 10s or 5m.
-    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    #[arg(long, value_name = "TIME", value_parser = task_time)]
     deadline: Option<Duration>,
 
     /// Time that a task may wait for a worker to take it. Without it and --deadline 60s.
-    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    #[arg(long, value_name = "TIME", value_parser = task_time)]
     wait: Option<Duration>,
 
     /// Tasks of one action and key that meet in the balancer share one run.
-    #[arg(long, conflicts_with = "lines")]
+    #[arg(long, conflicts_with = "lines", value_parser = short_text)]
     key: Option<String>,
 
     /// Attempts before a task is given up, when its workers are lost. The balancer's default is 3.
@@ -90,6 +92,23 @@ pub(crate) struct Args {
     /// The tasks may run more than once: when the balancer is lost, send them again instead of failing them.
     #[arg(long)]
     repeat_safe: bool,
+}
+
+/// An action's name or a key.
+fn short_text(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=limits::MAX_ACTION_BYTES => Ok(text.to_owned()),
+        0 => Err("it is empty".into()),
+        bytes => Err(format!("it is {bytes} bytes long, and may be at most {}", limits::MAX_ACTION_BYTES)),
+    }
+}
+
+fn task_time(text: &str) -> Result<Duration, String> {
+    let time = parse::duration(text)?;
+    if time > limits::MAX_TIME {
+        return Err(format!("a task's time may be at most {} days", limits::MAX_TIME.as_secs() / 86_400));
+    }
+    Ok(time)
 }
 
 impl Args {

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use reparto_client::{Client, ClientBuilder, ClientError, ConnectFailure, ErrorCode};
-use reparto_protocol::{FrameType, GoAway, Message};
+use reparto_protocol::{FrameType, GoAway, Message, limits};
 
 use support::{FakeBalancer, PATIENCE, nobody};
 
@@ -322,4 +322,35 @@ fn garbage_ends_the_connection_with_an_error_and_no_panic() {
         assert_eq!(failure.code, ErrorCode::ConnectionLost);
         assert!(failure.message.contains("not a frame"), "{failure}");
     }
+}
+
+#[test]
+fn the_balancers_reason_for_ending_the_connection_is_told() {
+    let balancer = FakeBalancer::start(|mut peer, _| {
+        peer.welcome();
+        peer.next_task();
+        peer.error(0, ErrorCode::Overloaded, "too many connections");
+    });
+    let client = builder(&[&balancer]).connect().unwrap();
+    let failure = client.submit("echo", "x").unwrap().wait().unwrap_err();
+    assert_eq!(failure.code, ErrorCode::ConnectionLost);
+    assert!(failure.message.contains("overloaded: too many connections"), "{failure}");
+}
+
+#[test]
+fn a_result_may_be_longer_than_what_the_balancer_takes_by_the_slack_of_its_own_fields() {
+    const MAX_FRAME: u32 = 200_000;
+    let result = |bytes: usize| {
+        let balancer = FakeBalancer::start(move |mut peer, _| {
+            peer.welcome_with(MAX_FRAME, 5_000, 15_000);
+            let (id, _) = peer.next_task().unwrap();
+            peer.result(id, &vec![7; bytes]);
+            peer.hold();
+        });
+        builder(&[&balancer]).connect().unwrap().submit("large", "").unwrap().wait()
+    };
+    let longest = (MAX_FRAME + limits::RELAY_SLACK_BYTES) as usize - reparto_protocol::HEADER_BYTES;
+    assert_eq!(result(longest).unwrap().len(), longest);
+    let failure = result(longest + 1).unwrap_err();
+    assert!(failure.message.contains("over the limit"), "{failure}");
 }
