@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
@@ -99,12 +99,15 @@ pub(crate) fn run(args: Args) -> ExitCode {
     };
     // Whoever reads may have read enough, and the exit code tells the rest.
     let _ = report.write(&mut io::stdout().lock(), args.json);
+    let mut errors = io::stderr().lock();
+    for sentence in report.troubles() {
+        let _ = writeln!(errors, "reparto demo: {sentence}");
+    }
     if report.is_good() {
         return ExitCode::SUCCESS;
     }
-    let mut errors = io::stderr().lock();
-    for sentence in report.troubles().chain(&processes.errors()) {
-        let _ = writeln!(errors, "reparto demo: {sentence}");
+    for line in processes.errors() {
+        let _ = writeln!(errors, "  {line}");
     }
     ExitCode::FAILURE
 }
@@ -205,6 +208,8 @@ struct Member {
     /// What the balancer said of it last.
     seen: WorkerStatus,
     killed: Option<Killed>,
+    /// It ended by itself, and how.
+    ended: Option<ExitStatus>,
 }
 
 /// That a worker was killed, and how it was then.
@@ -233,7 +238,7 @@ impl<'a> Cluster<'a> {
         for (id, process, first_line) in starting {
             processes.ready(process, &first_line)?;
             let seen = WorkerStatus { threads: u64::from(THREADS), ..WorkerStatus::default() };
-            members.push(Member { id, process, seen, killed: None });
+            members.push(Member { id, process, seen, killed: None, ended: None });
         }
         let client = Client::builder()
             .balancer(for_clients)
@@ -328,15 +333,13 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn report(&self, plan: &Plan, seed: u64, tally: Tally) -> Report {
+    fn report(&mut self, plan: &Plan, seed: u64, tally: Tally) -> Report {
+        for worker in self.workers.iter_mut().filter(|worker| worker.killed.is_none()) {
+            worker.ended = self.processes.ended(worker.process);
+        }
         let mut report = Report::new(plan, seed, tally, &self.status, &self.workers);
         if let Some(status) = self.processes.ended(self.balancer) {
             report.trouble(format!("the balancer ended on the way ({status})"));
-        }
-        for worker in self.workers.iter().filter(|worker| worker.killed.is_none()) {
-            if let Some(status) = self.processes.ended(worker.process) {
-                report.trouble(format!("{} ended unasked ({status})", worker.id));
-            }
         }
         report
     }

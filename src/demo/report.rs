@@ -44,6 +44,7 @@ struct WorkerRow {
     /// Results that the balancer had from it.
     done: u64,
     killed: bool,
+    ended_unasked: bool,
     /// Tasks that it held when it was killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     in_hand_when_killed: Option<u64>,
@@ -64,7 +65,7 @@ impl Report {
         let seconds = tally.elapsed.as_secs_f64();
         let answered = tally.right + tally.wrong;
         let by_action = Action::ALL.iter().zip(&tally.latency_us);
-        Report {
+        let mut report = Report {
             seed,
             tasks: plan.tasks,
             seconds,
@@ -83,7 +84,13 @@ impl Report {
             wrong: tally.wrong,
             lost: plan.tasks.saturating_sub(answered),
             troubles: tally.examples,
+        };
+        for worker in workers {
+            if let Some(status) = &worker.ended {
+                report.trouble(format!("{} ended unasked ({status})", worker.id));
+            }
         }
+        report
     }
 
     /// Nothing was lost, duplicated or wrong.
@@ -117,6 +124,7 @@ impl Report {
         for row in &self.workers {
             let note = match row.in_hand_when_killed {
                 Some(in_hand) => format!("  until it was killed (SIGKILL), with {in_hand} in hand"),
+                None if row.ended_unasked => "  when it was last asked; it ended unasked".to_owned(),
                 None => String::new(),
             };
             writeln!(
@@ -142,7 +150,8 @@ impl Report {
         writeln!(out)?;
         writeln!(
             out,
-            "{} tasks in {:.1} s, {:.0} a second (handed in at {} a second)",
+            "{} of {} tasks answered in {:.1} s, {:.0} a second (handed in at {} a second)",
+            HumanCount(self.latency_ms.tasks + self.wrong),
             HumanCount(self.tasks),
             self.seconds,
             self.tasks_per_second,
@@ -150,8 +159,10 @@ impl Report {
         )?;
         write!(out, "re-assigned {}", self.reassigned)?;
         match self.workers.iter().find(|row| row.killed) {
-            Some(row) => writeln!(out, " (what {} had been given and not answered)", row.id)?,
-            None => writeln!(out)?,
+            Some(row) if !self.workers.iter().any(|row| row.ended_unasked) => {
+                writeln!(out, " (what {} had been given and not answered)", row.id)?;
+            }
+            _ => writeln!(out)?,
         }
         writeln!(out, "duplicated {} wrong {}", self.duplicated, self.wrong)?;
         writeln!(out, "lost {}", self.lost)
@@ -191,15 +202,17 @@ fn sum(histograms: &[Histogram<u64>]) -> Histogram<u64> {
 
 fn worker_rows(status: &Status, workers: &[Member]) -> Vec<WorkerRow> {
     // What a worker did between the last look at it and its end is known from all the others: every result came
-    // from one of them.
+    // from one of them. Unless another ended as well: then it stays at what was seen last.
+    let is_known = workers.iter().all(|worker| worker.ended.is_none());
     let by_others: u64 =
         workers.iter().filter(|worker| worker.killed.is_none()).map(|worker| worker.seen.done).sum();
     let rest = status.totals.done.saturating_sub(by_others);
     let row = |worker: &Member| WorkerRow {
         id: worker.id.clone(),
         threads: worker.seen.threads,
-        done: if worker.killed.is_some() { rest.max(worker.seen.done) } else { worker.seen.done },
+        done: if worker.killed.is_some() && is_known { rest.max(worker.seen.done) } else { worker.seen.done },
         killed: worker.killed.is_some(),
+        ended_unasked: worker.ended.is_some(),
         in_hand_when_killed: worker.killed.as_ref().map(|killed| killed.in_hand),
     };
     workers.iter().map(row).collect()

@@ -78,6 +78,9 @@ impl Show {
     /// Takes the live lines away; what was said stays.
     pub(super) fn finish(&mut self) {
         if let Some(live) = self.live.take() {
+            // Or the thread that keeps the bar moving would draw it once more.
+            live.all.finish_and_clear();
+            live.workers.iter().for_each(|line| line.bar.finish_and_clear());
             // A terminal that is gone needs no cleaning.
             let _ = live.lines.clear();
         }
