@@ -5,10 +5,10 @@ use std::hash::BuildHasher;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 use reparto_protocol::{ErrorCode, limits};
 
 use super::slab::{Link, List, NONE, Slab};
+use super::table::Table;
 use super::task::{Extra, Place, SHARE_BYTES, Task, Waiter};
 use super::{Effect, Peer, Role, Scheduler, Submission, UnknownAction};
 
@@ -22,16 +22,21 @@ const RESERVE_PART: usize = 16;
 /// A client has little waiting below this part of the bounds.
 const LITTLE_PART: usize = 64;
 
+/// Entries of a client that is gone looked at together.
+const ENTRIES_AT_ONCE: usize = 64;
+
 /// A client.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) peer: Peer,
     /// What it waits for, by its own numbers: tasks whose first waiter it is, and waiters' rows.
-    pub(super) table: HashTable<u32>,
+    pub(super) table: Table,
     /// Bytes of payload of the tasks whose first waiter it is.
     pub(super) bytes: usize,
     /// The action of its latest task, which its next one likely has too.
     last_action: u32,
+    /// Its connection is over: it is told nothing more, and what it has left behind is taken out by and by.
+    pub(super) gone: bool,
 }
 
 /// What a client waits for by one of its numbers.
@@ -59,8 +64,8 @@ impl Scheduler {
         if self.role(peer) != Role::None {
             return;
         }
-        let client =
-            self.clients.insert(Client { peer, table: HashTable::new(), bytes: 0, last_action: NONE });
+        let row = Client { peer, table: Table::new(), bytes: 0, last_action: NONE, gone: false };
+        let client = self.clients.insert(row);
         self.know_peer(peer, Role::Client(client));
         if self.stopping.is_some() {
             effects.push(Effect::GoAway { peer });
@@ -195,18 +200,43 @@ impl Scheduler {
         self.stop_waiting(wait, effects);
     }
 
-    /// A client's connection is over: nobody waits for its tasks any more.
+    /// A client's connection is over: nobody waits for its tasks any more. What it leaves behind is seen to a
+    /// part at a time, so that a million tasks do not hold up everyone else.
     pub(super) fn client_gone(&mut self, client: u32, effects: &mut Vec<Effect>) {
-        let table = std::mem::take(&mut self.clients[client].table);
-        self.owed -= table.len();
-        self.counts.failed += table.len() as u64;
-        // Those beside the first go before the first ones, lest one of them be made the first of its task.
-        let (beside, first): (Vec<u32>, Vec<u32>) =
-            table.into_iter().partition(|entry| entry & WAITER_BIT != 0);
-        for entry in beside.into_iter().chain(first) {
-            self.stop_waiting(Wait::of(entry), effects);
+        self.clients[client].gone = true;
+        self.leaving.push_back(client);
+        self.see_off(effects);
+    }
+
+    /// Takes out a part of what clients that are gone have left behind.
+    pub(super) fn see_off(&mut self, effects: &mut Vec<Effect>) {
+        let mut work = self.work_a_call;
+        while work > 0 {
+            let Some(client) = self.leaving.front().copied() else { return };
+            let entries = self.clients[client].table.some(work.min(ENTRIES_AT_ONCE));
+            if entries.is_empty() {
+                self.leaving.pop_front();
+                self.clients.remove(client);
+            }
+            work -= entries.len().max(1);
+            for entry in entries {
+                self.leave_behind(client, Wait::of(entry), effects);
+            }
         }
-        self.clients.remove(client);
+    }
+
+    /// A client that is gone does not wait for this any more, if it still did: leaving one task may have made it
+    /// the first who waits for it, by another entry.
+    fn leave_behind(&mut self, client: u32, wait: Wait, effects: &mut Vec<Effect>) {
+        let waiting = match wait {
+            Wait::First(task) => self.tasks.get(task).map(|row| (row.client, row.client_id)),
+            Wait::Beside(waiter) => self.waiters.get(waiter).map(|row| (row.client, row.client_id)),
+        };
+        if let Some((_, id)) = waiting.filter(|(who, _)| *who == client) {
+            self.remove_entry(client, id);
+            self.counts.failed += 1;
+            self.stop_waiting(wait, effects);
+        }
     }
 
     /// One waiter less, whose entry is gone already. A task that nobody waits for any more is taken out of its
@@ -258,23 +288,23 @@ impl Scheduler {
     fn enter(&mut self, client: u32, id: u64, entry: u32) {
         self.owed += 1;
         let (tasks, waiters, hasher) = (&self.tasks, &self.waiters, &self.hasher);
-        self.clients[client].table.insert_unique(hasher.hash_one(id), entry, |other| {
-            hasher.hash_one(client_id_of(tasks, waiters, *other))
-        });
+        debug_assert_eq!(client_id_of(tasks, waiters, entry), id);
+        let hash_of = |entry: &u32| hasher.hash_one(client_id_of(tasks, waiters, *entry));
+        self.clients[client].table.insert(entry, hash_of);
     }
 
     fn find_wait(&self, client: u32, id: u64) -> Option<Wait> {
         let same = |entry: &u32| client_id_of(&self.tasks, &self.waiters, *entry) == id;
-        self.clients[client].table.find(self.hasher.hash_one(id), same).map(|entry| Wait::of(*entry))
+        self.clients[client].table.find(self.hasher.hash_one(id), same).map(Wait::of)
     }
 
     /// Takes a client's number out of its table. The row it stands for must still be there.
     #[inline]
     pub(super) fn remove_entry(&mut self, client: u32, id: u64) {
-        let (tasks, waiters) = (&self.tasks, &self.waiters);
+        let (tasks, waiters, hasher) = (&self.tasks, &self.waiters, &self.hasher);
         let same = |entry: &u32| client_id_of(tasks, waiters, *entry) == id;
-        if let Ok(entry) = self.clients[client].table.find_entry(self.hasher.hash_one(id), same) {
-            entry.remove();
+        let hash_of = |entry: &u32| hasher.hash_one(client_id_of(tasks, waiters, *entry));
+        if self.clients[client].table.remove(hasher.hash_one(id), same, hash_of) {
             self.owed -= 1;
         }
     }
@@ -304,24 +334,22 @@ impl Scheduler {
             let task = &self.tasks[*task];
             task.action == action && task.key() == key
         };
-        self.keys.find(self.hasher.hash_one((action, key)), same).copied()
+        self.keys.find(self.hasher.hash_one((action, key)), same)
     }
 
     fn enter_key(&mut self, task: u32) {
         let (tasks, hasher) = (&self.tasks, &self.hasher);
         let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks[*task].key()));
-        self.keys.insert_unique(hash_of(&task), task, hash_of);
+        self.keys.insert(task, hash_of);
     }
 
     /// Takes a task's key out, so that no one joins it any more.
     pub(super) fn remove_key(&mut self, task: u32) {
-        let row = &self.tasks[task];
-        if row.key().is_empty() {
+        if self.tasks[task].key().is_empty() {
             return;
         }
-        let hash = self.hasher.hash_one((row.action, row.key()));
-        if let Ok(entry) = self.keys.find_entry(hash, |other| *other == task) {
-            entry.remove();
-        }
+        let (tasks, hasher) = (&self.tasks, &self.hasher);
+        let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks[*task].key()));
+        self.keys.remove(hash_of(&task), |other| *other == task, hash_of);
     }
 }

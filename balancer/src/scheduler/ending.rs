@@ -8,26 +8,23 @@ use reparto_protocol::ErrorCode;
 
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
-use super::{AssignmentId, Effect, Peer, Scheduler, Stopping, Time};
+use super::{AssignmentId, Effect, Peer, Scheduler, Stopping};
+
+/// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
+const ROWS_A_STEP: usize = 16;
 
 impl Scheduler {
     /// Ends a task, which is nowhere, with its result.
     #[inline]
     pub(super) fn end_done(&mut self, task: u32, payload: Bytes, effects: &mut Vec<Effect>) {
         if let Some((peer, id)) = self.only_waiter(task) {
-            self.counts.done += 1;
             effects.push(Effect::Result { peer, id, payload });
         } else {
-            let counts = &mut self.counts.done;
-            let mut answered = 0;
-            let push = |peer, id| {
-                answered += 1;
+            self.each_waiter(task, |peer, id| {
                 effects.push(Effect::Result { peer, id, payload: payload.clone() });
-            };
-            each_waiter(&self.tasks, &self.waiters, &self.clients, task, push);
-            *counts += answered;
+            });
         }
-        self.release_waiters(task);
+        self.counts.done += self.release_waiters(task);
         self.drop_task(task);
     }
 
@@ -53,34 +50,51 @@ impl Scheduler {
         payload: Bytes,
         effects: &mut Vec<Effect>,
     ) {
-        let mut answered = 0;
         self.each_waiter(task, |peer, id| {
-            answered += 1;
             effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload: payload.clone() });
         });
-        self.counts.failed += answered;
-        self.release_waiters(task);
+        self.counts.failed += self.release_waiters(task);
     }
 
-    /// The only one who waits, if it is only one.
+    /// The only one who waits, if it is only one and is there.
     #[inline]
     fn only_waiter(&self, task: u32) -> Option<(Peer, u64)> {
         let row = &self.tasks[task];
-        (row.client != NONE && row.waiters().is_empty())
-            .then(|| (self.clients[row.client].peer, row.client_id))
+        if !row.is_wanted() || !row.waiters().is_empty() {
+            return None;
+        }
+        let client = &self.clients[row.client];
+        (!client.gone).then_some((client.peer, row.client_id))
     }
 
-    /// Calls `take` with each who waits for a task: its connection and its own number.
-    pub(super) fn each_waiter(&self, task: u32, take: impl FnMut(Peer, u64)) {
-        each_waiter(&self.tasks, &self.waiters, &self.clients, task, take);
-    }
-
-    /// Nobody waits for a task any more.
-    fn release_waiters(&mut self, task: u32) {
-        let (client, id) = (self.tasks[task].client, self.tasks[task].client_id);
-        if client == NONE {
+    /// Calls `take` with each who waits for a task and is there: its connection and its own number.
+    pub(super) fn each_waiter(&self, task: u32, mut take: impl FnMut(Peer, u64)) {
+        let mut visit = |client: u32, id| {
+            let client = &self.clients[client];
+            if !client.gone {
+                take(client.peer, id);
+            }
+        };
+        let row = &self.tasks[task];
+        if !row.is_wanted() {
             return;
         }
+        visit(row.client, row.client_id);
+        let mut at = row.waiters().head();
+        while at != NONE {
+            let waiter = &self.waiters[at];
+            visit(waiter.client, waiter.client_id);
+            at = List::<WaiterLink>::next(&self.waiters, at);
+        }
+    }
+
+    /// Nobody waits for a task any more. Says how many did.
+    fn release_waiters(&mut self, task: u32) -> u64 {
+        let (client, id) = (self.tasks[task].client, self.tasks[task].client_id);
+        if client == NONE {
+            return 0;
+        }
+        let mut released = 1;
         self.remove_entry(client, id);
         self.clients[client].bytes -= self.tasks[task].payload.len();
         loop {
@@ -91,8 +105,10 @@ impl Scheduler {
             let (client, id) = (self.waiters[waiter].client, self.waiters[waiter].client_id);
             self.remove_entry(client, id);
             self.remove_waiter(waiter);
+            released += 1;
         }
         self.tasks[task].client = NONE;
+        released
     }
 
     /// Forgets a task that nobody waits for and that is nowhere.
@@ -153,59 +169,45 @@ impl Scheduler {
             stopping.until = stopping.until.min(until);
             return;
         }
-        self.stopping = Some(Stopping { until, said: false });
-        effects.extend(self.clients.iter().map(|(_, client)| Effect::GoAway { peer: client.peer }));
+        self.stopping = Some(Stopping { until, grace_over: false, next_row: Some(0), said: false });
+        let clients = self.clients.iter().filter(|(_, client)| !client.gone);
+        effects.extend(clients.map(|(_, client)| Effect::GoAway { peer: client.peer }));
         effects.extend(self.workers.iter().map(|(_, worker)| Effect::GoAway { peer: worker.peer }));
-        let waiting: Vec<u32> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| matches!(task.place, Place::Queued(_)))
-            .map(|(task, _)| task)
-            .collect();
-        for task in waiting {
-            self.answer_shutting_down(task, effects);
-        }
+        self.go_on_stopping(effects);
     }
 
-    /// Says that everything has ended, once nobody waits or the grace is over.
-    pub(super) fn stop_if_quiet(&mut self, effects: &mut Vec<Effect>) {
-        let Some(stopping) = self.stopping.filter(|stopping| !stopping.said) else { return };
-        let wanted = |(_, task): &(u32, &Task)| task.is_wanted();
-        if self.now >= stopping.until {
-            let running: Vec<u32> = self.tasks.iter().filter(wanted).map(|(task, _)| task).collect();
-            for task in running {
-                self.answer_shutting_down(task, effects);
-            }
-        } else if self.owed > 0 {
-            return;
+    /// Answers a part of what is to be answered: first what waits, and once the grace is over what runs, too.
+    pub(super) fn go_on_stopping(&mut self, effects: &mut Vec<Effect>) {
+        let Some(mut stopping) = self.stopping.filter(|stopping| !stopping.said) else { return };
+        if self.now >= stopping.until && !stopping.grace_over {
+            (stopping.grace_over, stopping.next_row) = (true, Some(0));
         }
-        self.stopping = Some(Stopping { said: true, until: Time(u64::MAX) });
-        effects.push(Effect::Stopped);
+        let enough = effects.len() + self.work_a_call;
+        for _ in 0..self.work_a_call * ROWS_A_STEP {
+            let Some(row) = stopping.next_row.filter(|_| effects.len() < enough) else { break };
+            stopping.next_row = (row < self.tasks.rows()).then_some(row + 1);
+            let ends = |task: &Task| stopping.grace_over || matches!(task.place, Place::Queued(_));
+            if self.tasks.get(row).is_some_and(|task| task.is_wanted() && ends(task)) {
+                self.answer_shutting_down(row, effects);
+            }
+        }
+        self.stopping = Some(stopping);
+    }
+
+    /// Says that everything has ended, once nobody waits any more.
+    pub(super) fn stop_if_quiet(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(stopping) = &mut self.stopping
+            && self.owed == 0
+            && !stopping.said
+        {
+            (stopping.said, stopping.next_row) = (true, None);
+            effects.push(Effect::Stopped);
+        }
     }
 
     fn answer_shutting_down(&mut self, task: u32, effects: &mut Vec<Effect>) {
         let message = "the balancer is shutting down".into();
         self.answer_failed(task, ErrorCode::ShuttingDown, message, Bytes::new(), effects);
         self.abandon(task, effects);
-    }
-}
-
-fn each_waiter(
-    tasks: &super::Slab<Task>,
-    waiters: &super::Slab<super::Waiter>,
-    clients: &super::Slab<super::Client>,
-    task: u32,
-    mut take: impl FnMut(Peer, u64),
-) {
-    let row = &tasks[task];
-    if row.client == NONE {
-        return;
-    }
-    take(clients[row.client].peer, row.client_id);
-    let mut at = row.waiters().head();
-    while at != NONE {
-        let waiter = &waiters[at];
-        take(clients[waiter.client].peer, waiter.client_id);
-        at = List::<WaiterLink>::next(waiters, at);
     }
 }

@@ -50,6 +50,7 @@ mod ending;
 mod queue;
 mod slab;
 mod status;
+mod table;
 mod task;
 mod wheel;
 mod worker;
@@ -62,7 +63,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
@@ -73,13 +74,15 @@ use choice::{Choice, HasOffers, Offers};
 use clients::Client;
 use queue::{Flows, Queue};
 use slab::{NONE, Slab};
+use table::Table;
 use task::{Task, Waiter};
 use wheel::{Step, Wheel};
 use worker::Worker;
 
-/// Steps of the timing wheel a call of [`Scheduler::tick`], so that a million deadlines at one moment do not hold
-/// up everything else.
-const STEPS_A_TICK: usize = 4096;
+/// What one call does at most of each kind of work that may pile up without bound (deadlines that pass, workers to
+/// be looked at, tasks whose client is gone, tasks to be answered at a shutdown), in steps of about a microsecond.
+/// The rest is left to the next call, so that a million of them do not hold up everyone else.
+const WORK_A_CALL: usize = 2048;
 
 /// Most tasks that may be configured: rows are known by 32-bit indexes, of which one bit has another use.
 const MOST_TASKS: usize = 1 << 30;
@@ -102,7 +105,7 @@ pub struct Scheduler {
     tasks: Slab<Task>,
     waiters: Slab<Waiter>,
     /// Tasks that have a key, by action and key.
-    keys: HashTable<u32>,
+    keys: Table,
     flows: Flows,
     choice: Choice,
     wheel: Wheel,
@@ -119,7 +122,11 @@ pub struct Scheduler {
     bytes: usize,
     /// Answers owed, over all clients.
     owed: usize,
+    /// Clients that are gone, and have left something behind.
+    leaving: VecDeque<u32>,
     stopping: Option<Stopping>,
+    /// [`WORK_A_CALL`]; less in the simulation.
+    work_a_call: usize,
     counts: Counts,
 }
 
@@ -158,7 +165,13 @@ impl HasOffers for Action {
 
 #[derive(Debug, Clone, Copy)]
 struct Stopping {
+    /// When the grace is over.
     until: Time,
+    /// The grace is over, and what runs is answered too.
+    grace_over: bool,
+    /// The row of the task to be looked at next; `None` when all have been.
+    next_row: Option<u32>,
+    /// [`Effect::Stopped`] was said.
     said: bool,
 }
 
@@ -188,7 +201,7 @@ impl Scheduler {
             backlog: Vec::new(),
             tasks: Slab::new(),
             waiters: Slab::new(),
-            keys: HashTable::new(),
+            keys: Table::new(),
             flows: Flows::new(config.aging.as_micros().try_into().unwrap_or(u64::MAX), config.seed),
             choice: Choice::new(config.policy),
             wheel: Wheel::new(),
@@ -199,7 +212,9 @@ impl Scheduler {
             queued: 0,
             bytes: 0,
             owed: 0,
+            leaving: VecDeque::new(),
             stopping: None,
+            work_a_call: WORK_A_CALL,
             counts: Counts::default(),
             config,
         }
@@ -256,23 +271,43 @@ impl Scheduler {
         }
     }
 
-    /// Does what is due by `now`: deadlines, heartbeats, recalls, the end of a shutdown. The work a call is
-    /// bounded; where more is due, [`next_timer`](Self::next_timer) says so at once.
+    /// Does what is due by `now`: deadlines, heartbeats, recalls, what clients have left behind, the end of a
+    /// shutdown. The work a call is bounded; where more is due, [`next_timer`](Self::next_timer) says so at once.
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
-        for _ in 0..STEPS_A_TICK {
+        self.expire_due(effects);
+        self.check_due_workers(effects);
+        self.see_off(effects);
+        if self.stopping.is_some() {
+            self.go_on_stopping(effects);
+            self.stop_if_quiet(effects);
+        }
+    }
+
+    fn expire_due(&mut self, effects: &mut Vec<Effect>) {
+        let enough = effects.len() + self.work_a_call;
+        for _ in 0..self.work_a_call {
+            if effects.len() >= enough {
+                return;
+            }
             match self.wheel.step(&mut self.tasks, self.now) {
                 Step::Due(task) => self.expire(task, effects),
                 Step::Moved => {}
-                Step::Reached => break,
+                Step::Reached => return,
             }
         }
-        while let Some((at, worker)) = self.checks.first().copied().filter(|(at, _)| *at <= self.now) {
-            self.checks.remove(&(at, worker));
-            self.check_worker(worker, effects);
-        }
-        if self.stopping.is_some() {
-            self.stop_if_quiet(effects);
+    }
+
+    fn check_due_workers(&mut self, effects: &mut Vec<Effect>) {
+        let enough = effects.len() + self.work_a_call;
+        for _ in 0..self.work_a_call {
+            match self.checks.first().copied() {
+                Some((at, worker)) if at <= self.now && effects.len() < enough => {
+                    self.checks.remove(&(at, worker));
+                    self.check_worker(worker, effects);
+                }
+                _ => return,
+            }
         }
     }
 
@@ -280,7 +315,9 @@ impl Scheduler {
     pub fn next_timer(&self) -> Option<Time> {
         let stop = self.stopping.filter(|stopping| !stopping.said).map(|stopping| stopping.until);
         let check = self.checks.first().map(|(at, _)| *at);
-        [self.wheel.next(), check, stop].into_iter().flatten().min()
+        let stopping = self.stopping.is_some_and(|stopping| stopping.next_row.is_some());
+        let at_once = (stopping || !self.leaving.is_empty()).then_some(self.now);
+        [self.wheel.next(), check, stop, at_once].into_iter().flatten().min()
     }
 
     /// The details of an assignment that a worker holds; `None` when it has ended.

@@ -9,11 +9,11 @@
 //! a *flow*, first-in first-out.
 
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use reparto_protocol::limits::MAX_PRIORITY;
 use std::hash::BuildHasher;
 
 use super::slab::{Link, List, NONE, Slab, linked};
+use super::table::Table;
 use super::task::{Place, PlaceLink, Task};
 
 const LEVELS: usize = MAX_PRIORITY as usize + 1;
@@ -82,7 +82,7 @@ impl Queue {
 pub(super) struct Flows {
     flows: Slab<Flow>,
     /// Finds a flow by client, action and priority.
-    index: HashTable<u32>,
+    index: Table,
     hasher: FixedState,
     /// Waiting this long makes up for one level of priority, in microseconds.
     aging_us: u64,
@@ -90,7 +90,7 @@ pub(super) struct Flows {
 
 impl Flows {
     pub(super) fn new(aging_us: u64, seed: u64) -> Self {
-        Flows { flows: Slab::new(), index: HashTable::new(), hasher: FixedState::with_seed(seed), aging_us }
+        Flows { flows: Slab::new(), index: Table::new(), hasher: FixedState::with_seed(seed), aging_us }
     }
 
     /// Flows that have tasks.
@@ -206,7 +206,7 @@ impl Flows {
         let flows = &self.flows;
         let same = |flow: &u32| key == flows[*flow].key();
         if let Some(found) = self.index.find(hash, same) {
-            return *found;
+            return found;
         }
         let flow = self.flows.insert(Flow {
             client: task.client,
@@ -217,17 +217,16 @@ impl Flows {
             ring: Link::new(),
         });
         let (flows, hasher) = (&self.flows, &self.hasher);
-        self.index.insert_unique(hash, flow, |flow| hasher.hash_one(flows[*flow].key()));
+        self.index.insert(flow, |flow| hasher.hash_one(flows[*flow].key()));
         queue.levels[usize::from(task.priority)].0.push_back(&mut self.flows, flow);
         queue.occupied |= 1 << task.priority;
         flow
     }
 
     fn drop_flow(&mut self, queue: &mut Queue, flow: u32) {
-        let hash = self.hasher.hash_one(self.flows[flow].key());
-        if let Ok(entry) = self.index.find_entry(hash, |other| *other == flow) {
-            entry.remove();
-        }
+        let (flows, hasher) = (&self.flows, &self.hasher);
+        let hash_of = |flow: &u32| hasher.hash_one(flows[*flow].key());
+        self.index.remove(hash_of(&flow), |other| *other == flow, hash_of);
         let priority = self.flows[flow].priority;
         let ring = &mut queue.levels[usize::from(priority)].0;
         ring.remove(&mut self.flows, flow);

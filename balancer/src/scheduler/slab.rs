@@ -35,6 +35,11 @@ impl<T> Slab<T> {
         self.occupied
     }
 
+    /// Rows, occupied or not: more than any index in use.
+    pub(super) fn rows(&self) -> u32 {
+        self.rows.len() as u32
+    }
+
     pub(super) fn insert(&mut self, value: T) -> u32 {
         self.occupied += 1;
         let index = self.vacant;

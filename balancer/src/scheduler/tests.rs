@@ -79,6 +79,19 @@ impl World {
         effects.into_iter().map(Out::from).collect()
     }
 
+    /// One tick at the present moment.
+    fn tick(&mut self) -> Vec<Out> {
+        let mut effects = Vec::new();
+        self.scheduler.tick(self.now, &mut effects);
+        self.scheduler.assert_invariants();
+        effects.into_iter().map(Out::from).collect()
+    }
+
+    /// Something is left to do at the present moment.
+    fn more_is_due(&self) -> bool {
+        self.scheduler.next_timer().is_some_and(|at| at <= self.now)
+    }
+
     fn peer(&mut self) -> Peer {
         self.peers += 1;
         Peer { index: self.peers - 1, generation: 1 }

@@ -239,6 +239,9 @@ impl Scheduler {
 
     /// Gives an action's waiting tasks to workers while any has room.
     fn serve(&mut self, action: u32, effects: &mut Vec<Effect>) {
+        if self.stopping.is_some() {
+            return;
+        }
         while let Some(row) = self.actions.get(action).filter(|row| !row.queue.is_empty()) {
             let Some(pick) = self.choice.pick(&row.offers) else { return };
             let Some(task) = self.take(action) else { return };
@@ -258,7 +261,7 @@ impl Scheduler {
 
     /// Gives a worker waiting tasks while it has room.
     pub(super) fn feed(&mut self, worker: u32, effects: &mut Vec<Effect>) {
-        while self.queued > 0 && self.workers[worker].has_room() {
+        while self.queued > 0 && self.stopping.is_none() && self.workers[worker].has_room() {
             let Some(action) = self.next_action(self.workers[worker].group) else { return };
             let Some(task) = self.take(action) else { return };
             self.hand_over(task, worker, effects);

@@ -93,3 +93,91 @@ fn a_priority_beyond_the_highest_counts_as_the_highest() {
     assert_eq!(world.submit_with(client, 1, |task| task.priority = u8::MAX), []);
     world.worker("w", 1, 1, &["a"]);
 }
+
+#[test]
+fn what_a_client_has_left_behind_is_taken_out_a_part_at_a_time() {
+    let mut world = world();
+    world.scheduler.work_a_call = 10;
+    let (client, other) = (world.client(), world.client());
+    for id in 0..95 {
+        assert_eq!(world.submit(client, id, "a"), []);
+    }
+    assert_eq!(world.submit(other, 1, "a"), []);
+    assert_eq!(world.gone(client), []);
+    for left in (0..=85).rev().step_by(10) {
+        assert_eq!(world.scheduler.totals().queued, left + 1);
+        assert!(world.more_is_due());
+        assert_eq!(world.tick(), []);
+    }
+    assert!(!world.more_is_due());
+    assert_eq!((world.scheduler.totals().queued, world.scheduler.totals().clients), (1, 1));
+}
+
+#[test]
+fn a_client_that_is_gone_is_told_nothing_while_it_is_seen_off() {
+    let mut world = world();
+    world.scheduler.work_a_call = 1;
+    let (client, other) = (world.client(), world.client());
+    let worker = world.worker("w", 3, 3, &["a"]);
+    let mut held: Vec<_> = (0..2).map(|id| world.assigned(client, id)).collect();
+    held.push(assignments(&world.submit_with(client, 2, |task| task.key = b"shared"))[0]);
+    assert_eq!(world.submit_with(client, 3, |task| task.key = b"shared"), []);
+    assert_eq!(world.submit_with(other, 9, |task| task.key = b"shared"), []);
+    let mut out = world.gone(client);
+    let progress =
+        Event::Progress { peer: worker, assignment: held[2].1, done: 1, total: 2, payload: result() };
+    assert_eq!(world.handle(progress), [Out::Progress(other, 9, 1)]);
+    out.extend(held.iter().flat_map(|assigned| world.finish(*assigned, Finish::Done)));
+    while world.more_is_due() {
+        out.extend(world.tick());
+    }
+    out.retain(|out| !matches!(out, Out::Cancel(..)));
+    assert_eq!(out, [Out::Result(other, 9, result())]);
+    assert!(world.scheduler.is_quiet());
+    let totals = world.scheduler.totals();
+    assert_eq!(totals.done + totals.failed, totals.submitted);
+}
+
+#[test]
+fn a_shutdown_answers_a_part_at_a_time() {
+    let mut world = world();
+    world.scheduler.work_a_call = 10;
+    let client = world.client();
+    let worker = world.worker("w", 20, 20, &["a"]);
+    for id in 0..100 {
+        world.submit(client, id, "a");
+    }
+    let mut answered = world.handle(Event::Shutdown { grace: SECOND }).len() - 2;
+    while world.more_is_due() {
+        let out = world.tick();
+        assert!(out.len() <= 10, "{out:?}");
+        answered += out.len();
+    }
+    assert_eq!(answered, 80, "what waits is answered at once");
+    world.now = world.now.after(SECOND);
+    let mut out = Vec::new();
+    while world.more_is_due() {
+        out.extend(world.tick());
+    }
+    assert_eq!(out.iter().filter(|out| matches!(out, Out::Fail(_, _, ErrorCode::ShuttingDown))).count(), 20);
+    assert_eq!(out.iter().filter(|out| matches!(out, Out::Cancel(peer, _) if *peer == worker)).count(), 20);
+    assert_eq!(out.last(), Some(&Out::Stopped));
+}
+
+#[test]
+fn deadlines_that_pass_at_one_moment_are_answered_a_part_at_a_time() {
+    let mut world = world();
+    world.scheduler.work_a_call = 10;
+    let client = world.client();
+    for id in 0..100 {
+        world.submit_with(client, id, |task| task.deadline = Some(SECOND));
+    }
+    world.now = world.now.after(2 * SECOND);
+    let mut answered = 0;
+    while world.more_is_due() {
+        let out = world.tick();
+        assert!(out.len() <= 10);
+        answered += out.len();
+    }
+    assert_eq!(answered, 100);
+}
