@@ -10,6 +10,10 @@ use super::task::PlaceLink;
 /// Work that a worker may be given beyond its free threads, as time that it will take a thread.
 const HELD_WORK: Duration = Duration::from_millis(1);
 
+/// Tasks that a worker is given at most beyond its free threads, however short it says they are. No balancer passes
+/// on more in a millisecond, and what one worker holds must be taken back in one go when it is lost.
+const HELD_MOST: u64 = 16_384;
+
 /// A worker.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -79,13 +83,16 @@ impl Worker {
     }
 
     /// Works out anew how many tasks it may hold: `threads x max(1, 1 ms / mean service time)`, and never more
-    /// than its window. Without a known service time, or while it is stalled, its threads.
+    /// than its window or, beyond its threads, [`HELD_MOST`]. Without a known service time, or while it is stalled,
+    /// its threads.
     pub(super) fn settle_room(&mut self) {
         let per_thread = match self.service_ns {
             Some(ns) if !self.stalled => (HELD_WORK.as_nanos() as u64 / ns.max(1)).max(1),
             _ => 1,
         };
-        let room = u64::from(self.threads).saturating_mul(per_thread).min(u64::from(self.window));
+        let threads = u64::from(self.threads);
+        let worth = threads.saturating_mul(per_thread).min(HELD_MOST).max(threads);
+        let room = worth.min(u64::from(self.window));
         self.room = u32::try_from(room).unwrap_or(self.window);
     }
 
@@ -119,6 +126,11 @@ mod tests {
         assert_eq!(worker(4, 1024, Some(100_000)).room, 40);
         assert_eq!(worker(4, 1024, Some(10)).room, 1024);
         assert_eq!(worker(4, 1024, Some(0)).room, 1024);
-        assert_eq!(worker(65_536, 1_048_576, Some(1)).room, 1_048_576);
+    }
+
+    #[test]
+    fn room_beyond_the_threads_is_bounded_however_short_the_tasks_are_said_to_be() {
+        assert_eq!(worker(8, 1_048_576, Some(1)).room, 16_384);
+        assert_eq!(worker(65_536, 1_048_576, Some(1)).room, 65_536);
     }
 }
