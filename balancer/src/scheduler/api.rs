@@ -55,7 +55,8 @@ pub struct Submission<'a> {
     pub deadline: Option<Duration>,
     /// Time that it may wait for its first assignment; `None` for the deadline's or, without one, the default.
     pub wait: Option<Duration>,
-    /// Tasks of one action and key that meet share one run; empty for none.
+    /// Tasks of one action and key that meet share one run, which has the payload and the options of the first,
+    /// its deadline and wait included; empty for none. At most 32,768 may join one.
     pub key: &'a [u8],
     /// Attempts before it is dead, at least 1.
     pub max_attempts: u8,
@@ -232,7 +233,8 @@ pub enum Effect {
         /// What the failure carries.
         payload: Bytes,
     },
-    /// How far a task is, for its client. May be dropped for one that does not read.
+    /// How far a task is, for its client. May be dropped for one that does not read. Where many share a task and
+    /// its worker reports very often, some reports reach only the first of them.
     Progress {
         /// For whom.
         peer: Peer,

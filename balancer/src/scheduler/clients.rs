@@ -22,6 +22,9 @@ const RESERVE_PART: usize = 16;
 /// A client has little waiting below this part of the bounds.
 const LITTLE_PART: usize = 64;
 
+/// How many may wait for one task beside the first: all of them are answered in one go when it ends.
+pub(super) const MOST_WAITERS: u32 = 32_768;
+
 /// Entries of a client that is gone looked at together.
 const ENTRIES_AT_ONCE: usize = 64;
 
@@ -74,8 +77,8 @@ impl Scheduler {
 
     /// Takes a task in: to a worker with room, or else into its queue; or refuses it.
     pub(super) fn submit(&mut self, client: u32, mut submission: Submission<'_>, effects: &mut Vec<Effect>) {
-        let action = match self.admit(client, &submission) {
-            Ok(action) => action,
+        let (action, shared) = match self.admit(client, &submission) {
+            Ok(admitted) => admitted,
             Err((code, message)) => {
                 self.counts.refused += 1;
                 let peer = self.clients[client].peer;
@@ -85,9 +88,7 @@ impl Scheduler {
             }
         };
         self.counts.submitted += 1;
-        if !submission.key.is_empty()
-            && let Some(task) = self.find_key(action, submission.key)
-        {
+        if let Some(task) = shared {
             self.wait_beside(task, client, submission.id);
             return;
         }
@@ -100,7 +101,8 @@ impl Scheduler {
         row.max_attempts = submission.max_attempts.max(1);
         row.deadline = submission.deadline.map_or(Task::NEVER, |deadline| self.now.after(deadline));
         if !submission.key.is_empty() {
-            row.extra = Some(Box::new(Extra { key: submission.key.into(), waiters: List::new() }));
+            row.extra =
+                Some(Box::new(Extra { key: submission.key.into(), waiters: List::new(), waiting: 0 }));
         }
         let task = self.tasks.insert(row);
         self.bytes += bytes;
@@ -129,12 +131,12 @@ impl Scheduler {
         self.enqueue(task, false);
     }
 
-    /// Checks a task against the rules and bounds, and finds its action.
+    /// Checks a task against the rules and bounds, and finds its action and the task that it joins, if it does.
     fn admit(
         &mut self,
         client: u32,
         submission: &Submission<'_>,
-    ) -> Result<u32, (ErrorCode, Cow<'static, str>)> {
+    ) -> Result<(u32, Option<u32>), (ErrorCode, Cow<'static, str>)> {
         if self.stopping.is_some() {
             return Err((ErrorCode::ShuttingDown, "the balancer is shutting down".into()));
         }
@@ -161,7 +163,12 @@ impl Scheduler {
             })?,
         };
         self.clients[client].last_action = action;
-        Ok(action)
+        let shared = if submission.key.is_empty() { None } else { self.find_key(action, submission.key) };
+        if shared.is_some_and(|task| self.tasks[task].waiting() >= MOST_WAITERS) {
+            let message = format!("{MOST_WAITERS} others wait for the task of this key, the bound");
+            return Err((ErrorCode::QueueFull, message.into()));
+        }
+        Ok((action, shared))
     }
 
     fn check_bounds(&self, client: u32, bytes: usize) -> Result<(), (ErrorCode, Cow<'static, str>)> {
@@ -315,6 +322,7 @@ impl Scheduler {
         let waiter = self.waiters.insert(Waiter { task, client, client_id, link: Link::new() });
         if let Some(extra) = &mut self.tasks[task].extra {
             extra.waiters.push_back(&mut self.waiters, waiter);
+            extra.waiting += 1;
         }
         self.enter(client, client_id, waiter | WAITER_BIT);
     }
@@ -324,6 +332,7 @@ impl Scheduler {
         let task = self.waiters[waiter].task;
         if let Some(extra) = &mut self.tasks[task].extra {
             extra.waiters.remove(&mut self.waiters, waiter);
+            extra.waiting -= 1;
         }
         self.waiters.remove(waiter);
     }

@@ -59,11 +59,14 @@ impl Scheduler {
     /// The only one who waits, if it is only one and is there.
     #[inline]
     fn only_waiter(&self, task: u32) -> Option<(Peer, u64)> {
+        if self.tasks[task].waiters().is_empty() { self.first_waiter(task) } else { None }
+    }
+
+    /// The first one who waits, if it is there.
+    #[inline]
+    pub(super) fn first_waiter(&self, task: u32) -> Option<(Peer, u64)> {
         let row = &self.tasks[task];
-        if !row.is_wanted() || !row.waiters().is_empty() {
-            return None;
-        }
-        let client = &self.clients[row.client];
+        let client = row.is_wanted().then(|| &self.clients[row.client])?;
         (!client.gone).then_some((client.peer, row.client_id))
     }
 

@@ -107,11 +107,13 @@ impl Scheduler {
             }
             waits += 1;
             let mut at = task.waiters().head();
+            let first = waits;
             while at != NONE {
                 waits += 1;
                 assert_eq!(self.waiters[at].task, index);
                 at = List::<WaiterLink>::next(&self.waiters, at);
             }
+            assert_eq!(waits - first, task.waiting() as usize, "task {index}");
         }
         assert_eq!(waits, self.owed, "someone is owed an answer by no task");
         assert_eq!(self.worker_ids.len(), self.workers.len());

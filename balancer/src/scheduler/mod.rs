@@ -71,7 +71,7 @@ use hashbrown::HashTable;
 
 pub use api::*;
 use choice::{Choice, HasOffers, Offers};
-use clients::Client;
+use clients::{Client, MOST_WAITERS};
 use queue::{Flows, Queue};
 use slab::{NONE, Slab};
 use table::Table;
@@ -122,6 +122,9 @@ pub struct Scheduler {
     bytes: usize,
     /// Answers owed, over all clients.
     owed: usize,
+    /// To how many beside the first progress may be told now. Grows by one a microsecond, to [`MOST_WAITERS`].
+    progress_left: u32,
+    progress_at: Time,
     /// Clients that are gone, and have left something behind.
     leaving: VecDeque<u32>,
     stopping: Option<Stopping>,
@@ -212,6 +215,8 @@ impl Scheduler {
             queued: 0,
             bytes: 0,
             owed: 0,
+            progress_left: MOST_WAITERS,
+            progress_at: Time(0),
             leaving: VecDeque::new(),
             stopping: None,
             work_a_call: WORK_A_CALL,

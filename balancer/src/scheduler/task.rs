@@ -71,6 +71,8 @@ pub(super) struct Extra {
     pub(super) key: Box<[u8]>,
     /// Waiters beside the first.
     pub(super) waiters: List<WaiterLink>,
+    /// How many they are.
+    pub(super) waiting: u32,
 }
 
 /// Someone who waits for a task beside the first.
@@ -96,6 +98,11 @@ impl Task {
     /// The waiters beside the first.
     pub(super) fn waiters(&self) -> List<WaiterLink> {
         self.extra.as_ref().map_or(List::new(), |extra| extra.waiters)
+    }
+
+    /// How many wait beside the first.
+    pub(super) fn waiting(&self) -> u32 {
+        self.extra.as_ref().map_or(0, |extra| extra.waiting)
     }
 
     pub(super) fn is_wanted(&self) -> bool {

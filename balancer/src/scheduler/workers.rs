@@ -6,6 +6,7 @@ use bytes::Bytes;
 use reparto_protocol::{ErrorCode, limits};
 
 use super::choice::{Change, Pick};
+use super::clients::MOST_WAITERS;
 use super::slab::{List, NONE};
 use super::task::{Place, PlaceLink, Task};
 use super::worker::Worker;
@@ -410,9 +411,25 @@ impl Scheduler {
         if self.tasks[task].place != Place::Held(worker) {
             return;
         }
-        self.each_waiter(task, |peer, id| {
-            effects.push(Effect::Progress { peer, id, done, total, payload: payload.clone() });
-        });
+        let tell = |peer, id| Effect::Progress { peer, id, done, total, payload: payload.clone() };
+        if self.spend_progress(self.tasks[task].waiting()) {
+            self.each_waiter(task, |peer, id| effects.push(tell(peer, id)));
+        } else if let Some((peer, id)) = self.first_waiter(task) {
+            effects.push(tell(peer, id));
+        }
+    }
+
+    /// May progress be told to this many beside the first? Else a worker's few bytes again and again could make a
+    /// flood of frames.
+    fn spend_progress(&mut self, others: u32) -> bool {
+        let earned = u32::try_from(self.now.since(self.progress_at).as_micros()).unwrap_or(u32::MAX);
+        self.progress_at = self.now;
+        self.progress_left = self.progress_left.saturating_add(earned).min(MOST_WAITERS);
+        let affordable = others <= self.progress_left;
+        if affordable {
+            self.progress_left -= others;
+        }
+        affordable
     }
 
     #[inline]

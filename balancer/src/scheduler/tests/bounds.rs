@@ -3,6 +3,7 @@
 use reparto_protocol::limits;
 
 use super::*;
+use crate::scheduler::clients::MOST_WAITERS;
 
 #[test]
 fn a_full_queue_refuses_by_name_and_takes_again_when_there_is_room() {
@@ -180,4 +181,49 @@ fn deadlines_that_pass_at_one_moment_are_answered_a_part_at_a_time() {
         answered += out.len();
     }
     assert_eq!(answered, 100);
+}
+
+#[test]
+fn those_who_wait_for_one_task_are_bounded() {
+    let mut world = world();
+    let client = world.client();
+    let shared = |task: &mut Submission<'_>| task.key = b"shared";
+    let most = MOST_WAITERS as u64;
+    for id in 0..=most {
+        let mut effects = Vec::new();
+        let mut task = Submission::new(id, "a", Bytes::new());
+        shared(&mut task);
+        world.scheduler.handle(world.now, Event::Submit { peer: client, task }, &mut effects);
+        assert_eq!(effects, []);
+    }
+    let full = Out::Fail(client, most + 1, ErrorCode::QueueFull);
+    assert_eq!(world.submit_with(client, most + 1, shared), [full]);
+    assert_eq!(world.handle(Event::Cancel { peer: client, id: 5 }).len(), 1);
+    assert_eq!(world.submit_with(client, most + 1, shared), []);
+}
+
+#[test]
+fn progress_is_passed_on_to_the_first_always_and_to_many_no_oftener_than_is_affordable() {
+    let mut world = world();
+    let (first, other) = (world.client(), world.client());
+    let shared = |task: &mut Submission<'_>| task.key = b"shared";
+    let worker = world.worker("w", 1, 1, &["a"]);
+    let assigned = assignments(&world.submit_with(first, 1, shared))[0];
+    for id in 0..1_000 {
+        world.submit_with(other, id, shared);
+    }
+    let mut told = (0, 0);
+    for _ in 0..1_000 {
+        let payload = Bytes::new();
+        let event = Event::Progress { peer: worker, assignment: assigned.1, done: 1, total: 2, payload };
+        let out = world.handle(event);
+        assert_eq!(out[0], Out::Progress(first, 1, 1));
+        told = (told.0 + 1, told.1 + out.len() - 1);
+    }
+    assert_eq!(told.0, 1_000);
+    assert!((1_000..100_000).contains(&told.1), "{told:?}");
+    world.pass(SECOND);
+    let payload = Bytes::new();
+    let event = Event::Progress { peer: worker, assignment: assigned.1, done: 2, total: 2, payload };
+    assert_eq!(world.handle(event).len(), 1_001, "a while later it may be told to all again");
 }
