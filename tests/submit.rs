@@ -231,7 +231,7 @@ fn interrupting_submit_cancels_its_task_with_everything_the_command_started() {
 
 #[test]
 fn every_subcommand_explains_itself_with_an_example() {
-    for subcommand in ["balancer", "worker", "submit", "repl", "status"] {
+    for subcommand in ["balancer", "worker", "submit", "repl", "status", "demo"] {
         let help = Process::start(reparto([subcommand, "--help"])).end().success_text();
         assert!(help.contains("Example") && help.contains(&format!("reparto {subcommand}")), "{help}");
     }
