@@ -84,6 +84,9 @@ use worker::Worker;
 /// The rest is left to the next call, so that a million of them do not hold up everyone else.
 const WORK_A_CALL: usize = 2048;
 
+/// Tasks of a worker that are looked at in a step of work.
+const LOOKS_A_STEP: usize = 8;
+
 /// Most tasks that may be configured: rows are known by 32-bit indexes, of which one bit has another use.
 const MOST_TASKS: usize = 1 << 30;
 
@@ -304,15 +307,14 @@ impl Scheduler {
     }
 
     fn check_due_workers(&mut self, effects: &mut Vec<Effect>) {
-        let enough = effects.len() + self.work_a_call;
-        for _ in 0..self.work_a_call {
-            match self.checks.first().copied() {
-                Some((at, worker)) if at <= self.now && effects.len() < enough => {
-                    self.checks.remove(&(at, worker));
-                    self.check_worker(worker, effects);
-                }
-                _ => return,
-            }
+        let mut work = self.work_a_call;
+        while let Some((at, worker)) =
+            self.checks.first().copied().filter(|(at, _)| *at <= self.now && work > 0)
+        {
+            let before = effects.len();
+            self.checks.remove(&(at, worker));
+            let looked_at = self.check_worker(worker, effects);
+            work = work.saturating_sub(1 + looked_at / LOOKS_A_STEP + effects.len() - before);
         }
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Worker {
     /// Its entry in the list of what is to be looked at when; `Time(u64::MAX)` for none.
     pub(super) check_at: Time,
     pub(super) pinged: bool,
+    /// Nothing is recalled from it before.
+    pub(super) recall_at: Time,
     pub(super) done: u64,
     pub(super) failed: u64,
 }
@@ -77,6 +79,7 @@ impl Worker {
             registered_at: now,
             check_at: Time(u64::MAX),
             pinged: false,
+            recall_at: now,
             done: 0,
             failed: 0,
         }

@@ -19,6 +19,10 @@ const STALL: Duration = Duration::from_millis(20);
 /// Tasks recalled at most each time a stalled worker is looked at.
 const RECALLS_A_CHECK: usize = 256;
 
+/// How long a stalled worker is left alone for each task that was looked at. So looking through what it holds again
+/// and again takes a thousandth of the time that passes.
+const PAUSE_A_LOOK: Duration = Duration::from_micros(100);
+
 impl Scheduler {
     /// A worker comes, or describes itself anew.
     pub(super) fn register(
@@ -493,8 +497,9 @@ impl Scheduler {
         }
         at = at.min(row.heard_at.after(silence));
         if row.in_flight > row.threads {
-            let quiet_since = row.finished_at.after(STALL);
-            at = at.min(if quiet_since > self.now { quiet_since } else { self.now.after(STALL) });
+            let stalled_at = row.finished_at.after(STALL);
+            let stalled_at = if stalled_at > self.now { stalled_at } else { self.now.after(STALL) };
+            at = at.min(stalled_at.max(row.recall_at));
         }
         self.set_check(worker, at);
     }
@@ -506,42 +511,46 @@ impl Scheduler {
         self.checks.insert((at, worker));
     }
 
-    /// Is the worker silent, or does it sit on tasks that others could run?
-    pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+    /// Is the worker silent, or does it sit on tasks that others could run? Says how many tasks were looked at.
+    pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect>) -> usize {
         let row = &mut self.workers[worker];
         row.check_at = Time(u64::MAX);
         let silent_for = self.now.since(row.heard_at);
         let (peer, id) = (row.peer, row.id.clone());
         if silent_for >= self.config.silence {
+            let held = row.in_flight as usize;
             self.forget_peer(peer);
             self.worker_lost(worker, effects);
             let message = format!("worker '{id}' was silent for {} ms", silent_for.as_millis());
             effects.push(Effect::Close { peer, code: ErrorCode::TimedOut, message: message.into() });
-            return;
+            return held;
         }
         if silent_for >= self.config.heartbeat && !row.pinged {
             row.pinged = true;
             effects.push(Effect::Ping { peer });
         }
-        if row.in_flight > row.threads && self.now.since(row.finished_at) >= STALL {
-            self.recall(worker, effects);
-        }
+        let stalled = row.in_flight > row.threads && self.now.since(row.finished_at) >= STALL;
+        let looked_at = if stalled && self.now >= row.recall_at { self.recall(worker, effects) } else { 0 };
         self.arm_check(worker);
+        looked_at
     }
 
-    /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run.
-    fn recall(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+    /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run. Says how
+    /// many tasks were looked at.
+    fn recall(&mut self, worker: u32, effects: &mut Vec<Effect>) -> usize {
+        let is_free =
+            |action: &u32| self.choice.pick(&self.actions[*action].offers).is_some_and(|pick| pick.free);
+        if !self.choice.actions(self.workers[worker].group).iter().any(is_free) {
+            return 0;
+        }
         let peer = self.workers[worker].peer;
         let not_begun = (self.workers[worker].in_flight - self.workers[worker].threads) as usize;
-        let mut recalled = 0;
+        let (mut looked_at, mut recalled) = (0, 0);
         let mut at = self.workers[worker].held.tail();
-        for _ in 0..not_begun {
-            if at == NONE || recalled == RECALLS_A_CHECK {
-                break;
-            }
+        while at != NONE && looked_at < not_begun && recalled < RECALLS_A_CHECK {
+            looked_at += 1;
             let task = &self.tasks[at];
-            let free = self.choice.pick(&self.actions[task.action].offers).is_some_and(|pick| pick.free);
-            if free && !task.recalled {
+            if !task.recalled && is_free(&task.action) {
                 let assignment = AssignmentId(u64::from(task.attempt_tag) << 32 | u64::from(at));
                 effects.push(Effect::CancelAssignment { peer, assignment, recall: true });
                 self.tasks[at].recalled = true;
@@ -549,11 +558,13 @@ impl Scheduler {
             }
             at = List::<PlaceLink>::previous(&self.tasks, at);
         }
+        let row = &mut self.workers[worker];
+        row.recall_at = self.now.after(STALL.max(PAUSE_A_LOOK * looked_at as u32));
         if recalled > 0 {
-            let row = &mut self.workers[worker];
             row.stalled = true;
             row.settle_room();
             self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
         }
+        looked_at
     }
 }

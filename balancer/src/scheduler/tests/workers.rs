@@ -257,3 +257,43 @@ fn a_worker_that_delivers_is_not_recalled_from() {
         world.finish(assigned, Finish::Done);
     }
 }
+
+#[test]
+fn a_stalled_worker_is_asked_for_all_that_it_has_not_begun_a_part_at_a_time() {
+    let mut world = world();
+    let client = world.client();
+    world.worker("stalled", 1, 1_001, &["a"]);
+    for id in 0..1_001 {
+        world.assigned(client, id);
+    }
+    let free = world.worker("free", 1_000, 1_000, &["a"]);
+    let mut moved = 0;
+    for _ in 0..20 {
+        let recalled = world.pass(Duration::from_millis(10));
+        assert!(recalled.len() <= 256);
+        for out in recalled {
+            let Out::Recall(peer, assignment) = out else { panic!("{out:?}") };
+            let next = assignments(&world.finish((peer, assignment), Finish::NotRun));
+            assert_eq!((next.len(), next[0].0), (1, free));
+            moved += 1;
+        }
+    }
+    assert_eq!(moved, 1_000);
+}
+
+#[test]
+fn a_worker_that_hangs_is_asked_once_for_each_task_however_long_it_hangs() {
+    let mut world = world();
+    let client = world.client();
+    let worker = world.worker("hangs", 1, 1_001, &["a"]);
+    for id in 0..1_001 {
+        world.assigned(client, id);
+    }
+    world.worker("free", 1, 1, &["a"]);
+    let mut recalled = 0;
+    for _ in 0..20 {
+        world.handle(Event::Heard { peer: worker });
+        recalled += world.pass(SECOND).iter().filter(|out| matches!(out, Out::Recall(..))).count();
+    }
+    assert_eq!(recalled, 1_000);
+}
