@@ -45,7 +45,8 @@ pub(super) struct Worker {
     pub(super) registered_at: Time,
     /// Its entry in the list of what is to be looked at when; `Time(u64::MAX)` for none.
     pub(super) check_at: Time,
-    pub(super) pinged: bool,
+    /// When it was asked whether it is there, if it has not been heard since.
+    pub(super) asked_at: Option<Time>,
     /// Nothing is recalled from it before.
     pub(super) recall_at: Time,
     pub(super) done: u64,
@@ -78,7 +79,7 @@ impl Worker {
             finished_at: now,
             registered_at: now,
             check_at: Time(u64::MAX),
-            pinged: false,
+            asked_at: None,
             recall_at: now,
             done: 0,
             failed: 0,

@@ -16,6 +16,13 @@ use super::{AssignmentId, Effect, Finish, Peer, Registration, Role, Scheduler, T
 /// another worker is free to run.
 const STALL: Duration = Duration::from_millis(20);
 
+/// A worker is looked at no oftener than this, whatever heartbeat is set.
+const LEAST_PAUSE: Duration = Duration::from_millis(1);
+
+/// A look at a worker that comes this much late means that the balancer itself stood still, so that nobody could be
+/// heard.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
 /// Tasks recalled at most each time a stalled worker is looked at.
 const RECALLS_A_CHECK: usize = 256;
 
@@ -440,7 +447,7 @@ impl Scheduler {
     pub(super) fn heard(&mut self, worker: u32) {
         let row = &mut self.workers[worker];
         row.heard_at = self.now;
-        row.pinged = false;
+        row.asked_at = None;
     }
 
     // ---- losing a worker ----
@@ -487,21 +494,29 @@ impl Scheduler {
 
     // ---- what is due for workers ----
 
-    /// Looks at a worker again when it will have been silent for a heartbeat.
+    /// When it is next to be looked at: when it will have been silent for a heartbeat, when it will be lost, or when
+    /// it may have stalled.
     fn arm_check(&mut self, worker: u32) {
         let row = &self.workers[worker];
-        let (heartbeat, silence) = (self.config.heartbeat, self.config.silence);
+        let heartbeat = self.config.heartbeat;
         let mut at = row.heard_at.after(heartbeat);
         if at <= self.now {
             at = self.now.after(heartbeat);
         }
-        at = at.min(row.heard_at.after(silence));
+        if let Some(asked_at) = row.asked_at {
+            at = at.min(row.heard_at.after(self.config.silence).max(asked_at.after(self.patience())));
+        }
         if row.in_flight > row.threads {
             let stalled_at = row.finished_at.after(STALL);
             let stalled_at = if stalled_at > self.now { stalled_at } else { self.now.after(STALL) };
             at = at.min(stalled_at.max(row.recall_at));
         }
-        self.set_check(worker, at);
+        self.set_check(worker, at.max(self.now.after(LEAST_PAUSE)));
+    }
+
+    /// How long a worker has to answer when it was asked whether it is there.
+    fn patience(&self) -> Duration {
+        self.config.silence.saturating_sub(self.config.heartbeat)
     }
 
     fn set_check(&mut self, worker: u32, at: Time) {
@@ -513,26 +528,39 @@ impl Scheduler {
 
     /// Is the worker silent, or does it sit on tasks that others could run? Says how many tasks were looked at.
     pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect>) -> usize {
+        let patience = self.patience();
         let row = &mut self.workers[worker];
-        row.check_at = Time(u64::MAX);
-        let silent_for = self.now.since(row.heard_at);
-        let (peer, id) = (row.peer, row.id.clone());
-        if silent_for >= self.config.silence {
-            let held = row.in_flight as usize;
-            self.forget_peer(peer);
-            self.worker_lost(worker, effects);
-            let message = format!("worker '{id}' was silent for {} ms", silent_for.as_millis());
-            effects.push(Effect::Close { peer, code: ErrorCode::TimedOut, message: message.into() });
-            return held;
+        let check_at = std::mem::replace(&mut row.check_at, Time(u64::MAX));
+        if self.now.since(check_at) >= STOOD_STILL {
+            // What the worker has said meanwhile may wait to be read.
+            row.asked_at = None;
         }
-        if silent_for >= self.config.heartbeat && !row.pinged {
-            row.pinged = true;
-            effects.push(Effect::Ping { peer });
+        let (peer, silent_for) = (row.peer, self.now.since(row.heard_at));
+        match row.asked_at {
+            Some(at) if silent_for >= self.config.silence && self.now.since(at) >= patience => {
+                return self.lose_silent(worker, silent_for, effects);
+            }
+            None if silent_for >= self.config.heartbeat => {
+                row.asked_at = Some(self.now);
+                effects.push(Effect::Ping { peer });
+            }
+            _ => {}
         }
         let stalled = row.in_flight > row.threads && self.now.since(row.finished_at) >= STALL;
         let looked_at = if stalled && self.now >= row.recall_at { self.recall(worker, effects) } else { 0 };
         self.arm_check(worker);
         looked_at
+    }
+
+    /// Says how many tasks it held.
+    fn lose_silent(&mut self, worker: u32, silent_for: Duration, effects: &mut Vec<Effect>) -> usize {
+        let row = &self.workers[worker];
+        let (peer, held) = (row.peer, row.in_flight as usize);
+        let message = format!("worker '{}' was silent for {} ms", row.id, silent_for.as_millis());
+        self.forget_peer(peer);
+        self.worker_lost(worker, effects);
+        effects.push(Effect::Close { peer, code: ErrorCode::TimedOut, message: message.into() });
+        held
     }
 
     /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run. Says how

@@ -220,6 +220,39 @@ fn a_worker_that_is_heard_is_not_lost_however_long_its_task_runs() {
     assert_eq!(world.finish(assigned, Finish::Done), [Out::Result(client, 1, result())]);
 }
 
+#[test]
+fn no_worker_is_lost_unasked_when_the_balancer_itself_stood_still() {
+    let mut world = world();
+    let worker = world.worker("w", 1, 1, &["a"]);
+    world.now = world.now.after(60 * SECOND);
+    assert_eq!(world.tick(), [Out::Ping(worker)]);
+    assert_eq!(world.pass(Duration::from_secs(9)), []);
+    world.now = world.now.after(60 * SECOND);
+    assert_eq!(world.tick(), [Out::Ping(worker)], "its answer may wait to be read");
+    world.handle(Event::Heard { peer: worker });
+    assert_eq!(world.pass(Duration::from_secs(4)), []);
+    assert_eq!(world.pass(SECOND), [Out::Ping(worker)]);
+    assert_eq!(world.pass(Duration::from_secs(9)), []);
+    assert_eq!(world.pass(SECOND), [Out::Close(worker, ErrorCode::TimedOut)]);
+}
+
+#[test]
+fn whatever_heartbeat_and_silence_are_set_time_goes_on() {
+    let settings = [(0, 0), (0, 5), (5, 0), (5, 5), (10, 5)];
+    for (heartbeat, silence) in settings.map(|(a, b)| (Duration::from_secs(a), Duration::from_secs(b))) {
+        let mut world = World::new(Config { heartbeat, silence, ..Config::default() });
+        world.worker("w", 1, 1, &["a"]);
+        let mut ticks = 0;
+        let end = world.now.after(10 * SECOND);
+        while let Some(at) = world.scheduler.next_timer().filter(|at| *at <= end) {
+            world.now = world.now.max(at);
+            world.tick();
+            ticks += 1;
+            assert!(ticks < 20_000, "{heartbeat:?} {silence:?}");
+        }
+    }
+}
+
 // ---- recall ----
 
 #[test]
