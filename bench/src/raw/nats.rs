@@ -1,0 +1,182 @@
+//! The NATS protocol, driven raw: request and reply, with the workers in one queue group.
+//!
+//! A client has one reply subject for all its requests, which the server finds again at once; the payload tells
+//! them apart. A subject for each request would cost the server more.
+
+use super::protocol::{ACTION, MIN_PAYLOAD_BYTES};
+use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
+
+/// Longest line, which has no bound of its own in the protocol; INFO is the longest that there is.
+const MAX_LINE_BYTES: usize = 16 * 1024;
+
+/// Ends every line and every payload.
+const END: &[u8; 2] = b"\r\n";
+
+/// The NATS protocol.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nats;
+
+impl Protocol for Nats {
+    fn name(&self) -> &'static str {
+        "nats"
+    }
+
+    fn client(&self, number: usize, size: usize) -> Box<dyn ClientCodec> {
+        let inbox = format!("_INBOX.{number}");
+        let head = format!("PUB {ACTION} {inbox} {size}\r\n").into_bytes();
+        Box::new(Client { inbox, head, size, ready: false })
+    }
+
+    fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {
+        Box::new(Worker { ready: false })
+    }
+
+    fn overhead_bytes(&self) -> usize {
+        2 * MAX_LINE_BYTES
+    }
+}
+
+struct Client {
+    inbox: String,
+    /// A PUB's line.
+    head: Vec<u8>,
+    size: usize,
+    ready: bool,
+}
+
+impl ClientCodec for Client {
+    fn greet(&mut self, output: &mut Output) {
+        greet(&format!("SUB {} 1", self.inbox), output);
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+
+    fn tasks(&mut self, ids: &[u64], output: &mut Output) {
+        for id in ids {
+            output.put(&self.head);
+            output.put(&id.to_be_bytes());
+            output.put_payload(MIN_PAYLOAD_BYTES);
+            output.put(END);
+        }
+    }
+
+    fn read(&mut self, input: &[u8], output: &mut Output, done: &mut Vec<u64>) -> Result<usize, RawError> {
+        let mut taken = 0;
+        while let Some((operation, length)) = parse(&input[taken..])? {
+            match operation {
+                Operation::Message { payload, .. } => {
+                    let Some(id) = payload.first_chunk().filter(|_| payload.len() == self.size) else {
+                        return Err(RawError::WrongSize { got: payload.len(), sent: self.size });
+                    };
+                    done.push(u64::from_be_bytes(*id));
+                }
+                Operation::Ping => output.put(b"PONG\r\n"),
+                Operation::Pong => self.ready = true,
+                Operation::Nothing => {}
+            }
+            taken += length;
+        }
+        Ok(taken)
+    }
+}
+
+struct Worker {
+    ready: bool,
+}
+
+impl WorkerCodec for Worker {
+    fn greet(&mut self, output: &mut Output) {
+        greet(&format!("SUB {ACTION} workers 1"), output);
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+
+    fn read(&mut self, input: &[u8], output: &mut Output) -> Result<usize, RawError> {
+        let mut taken = 0;
+        while let Some((operation, length)) = parse(&input[taken..])? {
+            taken += length;
+            match operation {
+                Operation::Message { reply: Some(reply), size, payload } => {
+                    output.put(b"PUB ");
+                    output.put(reply);
+                    output.put(b" ");
+                    output.put(size);
+                    output.put(END);
+                    let payload_end = taken - END.len();
+                    output.put_input(input, payload_end - payload.len()..payload_end);
+                    output.put(END);
+                }
+                Operation::Message { reply: None, .. } => {
+                    return Err(malformed("a request without a reply subject".into()));
+                }
+                Operation::Ping => output.put(b"PONG\r\n"),
+                Operation::Pong => self.ready = true,
+                Operation::Nothing => {}
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn greet(subscribe: &str, output: &mut Output) {
+    let options = r#"{"verbose":false,"pedantic":false,"tls_required":false,"name":"reparto-bench","lang":"raw","version":"1"}"#;
+    // The PONG comes when all before it is in force.
+    output.put(format!("CONNECT {options}\r\n{subscribe}\r\nPING\r\n").as_bytes());
+}
+
+enum Operation<'a> {
+    Message { reply: Option<&'a [u8]>, size: &'a [u8], payload: &'a [u8] },
+    Ping,
+    Pong,
+    Nothing,
+}
+
+/// The operation at the beginning of `input`, once it is whole, and its length.
+fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawError> {
+    let Some(line_end) = input.iter().take(MAX_LINE_BYTES).position(|byte| *byte == b'\n') else {
+        let too_long = input.len() >= MAX_LINE_BYTES;
+        return if too_long { Err(malformed("a line that does not end".into())) } else { Ok(None) };
+    };
+    let line = input[..line_end].trim_ascii_end();
+    let after_line = line_end + 1;
+    if let Some(arguments) = line.strip_prefix(b"MSG ") {
+        let mut words = arguments.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+        let (subject, number, third, fourth) = (words.next(), words.next(), words.next(), words.next());
+        let (reply, size) = match (subject, number, third, fourth) {
+            (Some(_), Some(_), Some(size), None) => (None, size),
+            (Some(_), Some(_), Some(reply), Some(size)) => (Some(reply), size),
+            _ => return Err(unknown(line)),
+        };
+        let bytes = std::str::from_utf8(size).ok().and_then(|digits| digits.parse::<u32>().ok());
+        let payload_end = after_line + bytes.ok_or_else(|| unknown(line))? as usize;
+        if input.len() < payload_end + END.len() {
+            return Ok(None);
+        }
+        let payload = &input[after_line..payload_end];
+        return Ok(Some((Operation::Message { reply, size, payload }, payload_end + END.len())));
+    }
+    let operation = match line {
+        b"PING" => Operation::Ping,
+        b"PONG" => Operation::Pong,
+        b"+OK" => Operation::Nothing,
+        line if line.starts_with(b"INFO ") => Operation::Nothing,
+        line => match line.strip_prefix(b"-ERR ") {
+            Some(reason) => return Err(RawError::Refused(String::from_utf8_lossy(reason).into_owned())),
+            None => return Err(unknown(line)),
+        },
+    };
+    Ok(Some((operation, after_line)))
+}
+
+fn unknown(line: &[u8]) -> RawError {
+    let beginning = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
+    malformed(format!("the line '{}'", beginning.escape_default()))
+}
+
+fn malformed(what: String) -> RawError {
+    RawError::Malformed { protocol: "nats", what }
+}

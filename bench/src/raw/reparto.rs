@@ -1,0 +1,171 @@
+//! Reparto's own protocol, driven raw.
+
+use bytes::BytesMut;
+use reparto_protocol::{
+    Actions, Frame, FrameType, HEADER_BYTES, Hello, Message, Pong, Register, Role, Task, TaskOptions, limits,
+};
+
+use super::protocol::ACTION;
+use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
+
+/// Nanoseconds that an echo takes a worker at least, as it tells the balancer.
+const SERVICE_NS: u64 = 100;
+
+/// Bytes that a worker echoes in a nanosecond, roughly.
+const ECHOED_BYTES_PER_NS: u64 = 10;
+
+/// Tasks that a worker holds at most.
+const WORKER_WINDOW: u32 = 4096;
+
+/// Reparto's protocol, version 1.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reparto;
+
+impl Protocol for Reparto {
+    fn name(&self) -> &'static str {
+        "reparto"
+    }
+
+    fn client(&self, _number: usize, size: usize) -> Box<dyn ClientCodec> {
+        let mut head = BytesMut::new();
+        let task = Task { id: 1, action: ACTION, options: TaskOptions::default(), payload: b"" };
+        Message::Task(task).encode(&mut head);
+        let mut head = head.to_vec();
+        // A size whose length does not fit is refused by the server, as it would be by any reader.
+        let length = u32::try_from(head.len() - 4 + size).unwrap_or(u32::MAX);
+        head[..4].copy_from_slice(&length.to_be_bytes());
+        Box::new(Client { head, size, ready: false })
+    }
+
+    fn worker(&self, number: usize, size: usize) -> Box<dyn WorkerCodec> {
+        let service_ns = SERVICE_NS + size as u64 / ECHOED_BYTES_PER_NS;
+        Box::new(Worker { number, service_ns, ready: false, heads: [0; HEADER_BYTES] })
+    }
+}
+
+struct Client {
+    /// A TASK without its payload, whose length counts the payload.
+    head: Vec<u8>,
+    size: usize,
+    ready: bool,
+}
+
+impl ClientCodec for Client {
+    fn greet(&mut self, output: &mut Output) {
+        hello(Role::Client, output);
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+
+    fn tasks(&mut self, ids: &[u64], output: &mut Output) {
+        for id in ids {
+            // 0 names the connection itself.
+            self.head[8..HEADER_BYTES].copy_from_slice(&(id + 1).to_be_bytes());
+            output.put(&self.head);
+            output.put_payload(0);
+        }
+    }
+
+    fn read(&mut self, input: &[u8], output: &mut Output, done: &mut Vec<u64>) -> Result<usize, RawError> {
+        let mut taken = 0;
+        while let Some((frame, length)) = parse(&input[taken..])? {
+            match frame.kind {
+                FrameType::Result => {
+                    if frame.payload.len() != self.size {
+                        return Err(RawError::WrongSize { got: frame.payload.len(), sent: self.size });
+                    }
+                    done.push(frame.id.wrapping_sub(1));
+                }
+                FrameType::Welcome => self.ready = true,
+                _ => other(&frame, output)?,
+            }
+            taken += length;
+        }
+        Ok(taken)
+    }
+}
+
+struct Worker {
+    number: usize,
+    service_ns: u64,
+    ready: bool,
+    heads: [u8; HEADER_BYTES],
+}
+
+impl WorkerCodec for Worker {
+    fn greet(&mut self, output: &mut Output) {
+        hello(Role::Worker, output);
+        let register = Register {
+            id: 1,
+            worker_id: &format!("raw-{}", self.number),
+            threads: 1,
+            window: WORKER_WINDOW,
+            weight: 1,
+            service_ns: Some(self.service_ns),
+            actions: Actions::new(&[ACTION]),
+        };
+        send(&Message::Register(register), output);
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+
+    fn read(&mut self, input: &[u8], output: &mut Output) -> Result<usize, RawError> {
+        let mut taken = 0;
+        while let Some((frame, length)) = parse(&input[taken..])? {
+            match frame.kind {
+                FrameType::AssignTask => {
+                    let payload = taken + HEADER_BYTES + frame.fields.len()..taken + length;
+                    let rest = (HEADER_BYTES - 4 + payload.len()) as u32;
+                    self.heads[..4].copy_from_slice(&rest.to_be_bytes());
+                    self.heads[4] = FrameType::TaskResult as u8;
+                    self.heads[8..].copy_from_slice(&frame.id.to_be_bytes());
+                    output.put(&self.heads);
+                    output.put_input(input, payload);
+                }
+                FrameType::Ack => self.ready = true,
+                FrameType::Welcome => {}
+                _ => other(&frame, output)?,
+            }
+            taken += length;
+        }
+        Ok(taken)
+    }
+}
+
+fn hello(role: Role, output: &mut Output) {
+    let hello = Hello { version: limits::VERSION, role, features: 0, agent: "reparto-bench", token: b"" };
+    send(&Message::Hello(hello), output);
+}
+
+fn send(message: &Message<'_>, output: &mut Output) {
+    let mut bytes = BytesMut::new();
+    message.encode(&mut bytes);
+    output.put(&bytes);
+}
+
+fn parse(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, RawError> {
+    let most = limits::MAX_MAX_FRAME_BYTES + limits::RELAY_SLACK_BYTES;
+    Frame::parse(input, most).map_err(|error| malformed(error.to_string()))
+}
+
+/// Frames that either side may get beside the work.
+fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
+    match Message::decode(frame).map_err(|error| malformed(error.to_string()))? {
+        Message::Ping(ping) => send(&Message::Pong(Pong { id: ping.id }), output),
+        Message::Error(error) => {
+            return Err(RawError::Refused(format!("{:?}: {}", error.code, error.message)));
+        }
+        Message::GoAway(going) => return Err(RawError::Refused(format!("GOAWAY: {}", going.message))),
+        // Nothing here cancels or asks, so the rest carries nothing for us.
+        _ => {}
+    }
+    Ok(())
+}
+
+fn malformed(what: String) -> RawError {
+    RawError::Malformed { protocol: "reparto", what }
+}

@@ -1,0 +1,330 @@
+//! The codecs, held against bytes as the protocols' pages have them, and the drivers against servers in this process.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use reparto_balancer::{Balancer, Settings};
+use reparto_protocol::{AssignTask, ErrorCode, ErrorMessage, Frame, Message, TaskDone, Welcome, limits};
+
+use super::*;
+
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
+/// What a client says for these tasks.
+fn tasks(codec: &mut dyn ClientCodec, ids: &[u64], size: usize) -> Vec<u8> {
+    let mut output = Output::with_payload(vec![b'x'; size]);
+    codec.tasks(ids, &mut output);
+    output.bytes(&[])
+}
+
+/// What a worker answers, and how much it took.
+fn work(codec: &mut dyn WorkerCodec, input: &[u8]) -> (usize, Vec<u8>) {
+    let mut output = Output::default();
+    let taken = codec.read(input, &mut output).unwrap();
+    (taken, output.bytes(input))
+}
+
+/// Feeds a client in two pieces, split everywhere: the same tasks must be done.
+fn read_split_everywhere(make: &dyn Fn() -> Box<dyn ClientCodec>, input: &[u8], wanted: &[u64]) {
+    for split in 0..=input.len() {
+        let (mut codec, mut done, mut output) = (make(), Vec::new(), Output::default());
+        let taken = codec.read(&input[..split], &mut output, &mut done).unwrap();
+        assert!(taken <= split);
+        let rest = codec.read(&input[taken..], &mut output, &mut done).unwrap();
+        assert_eq!(taken + rest, input.len());
+        assert_eq!(done, wanted, "split at {split}");
+    }
+}
+
+#[test]
+fn a_reparto_task_is_a_task_frame_with_its_own_number() {
+    let bytes = tasks(Reparto.client(0, 64).as_mut(), &[0, 7], 64);
+    let (first, length) = Frame::parse(&bytes, 1024).unwrap().unwrap();
+    let (second, rest) = Frame::parse(&bytes[length..], 1024).unwrap().unwrap();
+    assert_eq!(length + rest, bytes.len());
+    for (frame, id) in [(first, 1), (second, 8)] {
+        let Message::Task(task) = Message::decode(&frame).unwrap() else { panic!("not a task: {frame:?}") };
+        assert_eq!((task.id, task.action, task.payload.len()), (id, "echo", 64));
+    }
+}
+
+#[test]
+fn reparto_results_are_found_however_the_bytes_are_split() {
+    let mut wire = BytesMut::new();
+    let welcome = Welcome {
+        version: 1,
+        features: 0,
+        max_frame_bytes: limits::DEFAULT_MAX_FRAME_BYTES,
+        heartbeat_ms: 1,
+        silence_ms: 2,
+        agent: "",
+    };
+    Message::Welcome(welcome).encode(&mut wire);
+    for id in [3, 1] {
+        Message::Result(TaskDone { id, payload: b"12345678" }).encode(&mut wire);
+    }
+    read_split_everywhere(&|| Reparto.client(0, 8), &wire, &[2, 0]);
+}
+
+#[test]
+fn a_reparto_refusal_is_an_error_that_carries_its_sentence() {
+    let mut wire = BytesMut::new();
+    let error = ErrorMessage { id: 1, code: ErrorCode::QueueFull, message: "no room", payload: b"" };
+    Message::Error(error).encode(&mut wire);
+    let error = Reparto.client(0, 8).read(&wire, &mut Output::default(), &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("no room"), "{error}");
+}
+
+#[test]
+fn a_reparto_worker_answers_every_assignment_with_its_payload() {
+    for payload in [b"hola".to_vec(), vec![b'L'; 100_000]] {
+        let mut wire = BytesMut::new();
+        for id in [77, 78] {
+            let assignment = AssignTask {
+                id,
+                action: "echo",
+                attempt: 1,
+                deadline_ms: None,
+                key: None,
+                task_id: None,
+                payload: &payload,
+            };
+            Message::AssignTask(assignment).encode(&mut wire);
+        }
+        let (taken, answers) = work(Reparto.worker(0, 8).as_mut(), &wire);
+        assert_eq!(taken, wire.len());
+        let (first, length) = Frame::parse(&answers, 1 << 20).unwrap().unwrap();
+        let (second, _) = Frame::parse(&answers[length..], 1 << 20).unwrap().unwrap();
+        for (frame, id) in [(first, 77), (second, 78)] {
+            let Message::TaskResult(result) = Message::decode(&frame).unwrap() else { panic!("{frame:?}") };
+            assert_eq!(result.id, id);
+            assert!(result.payload == payload);
+        }
+    }
+}
+
+/// A packet from gearmand.
+fn response(kind: u32, data: &[u8]) -> Vec<u8> {
+    [b"\0RES", kind.to_be_bytes().as_slice(), &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+/// A packet for gearmand.
+fn request(kind: u32, data: &[u8]) -> Vec<u8> {
+    [b"\0REQ", kind.to_be_bytes().as_slice(), &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+#[test]
+fn a_gearman_job_is_a_submit_job_without_a_unique_key() {
+    let bytes = tasks(Gearman.client(0, 10).as_mut(), &[5], 10);
+    assert_eq!(bytes, request(7, b"echo\0\0\0\0\0\0\0\0\0\x05xx"));
+}
+
+#[test]
+fn gearman_results_are_found_however_the_bytes_are_split() {
+    let done = |id: u8| response(13, &[b"H:host:1\0\0\0\0\0\0\0\0".as_slice(), &[id, b'x']].concat());
+    let wire =
+        [response(17, b"?"), response(8, b"H:host:1"), done(4), response(8, b"H:host:2"), done(9)].concat();
+    read_split_everywhere(&|| Gearman.client(0, 9), &wire, &[4, 9]);
+}
+
+#[test]
+fn a_gearman_worker_asks_for_more_jobs_at_once_while_there_are_some_and_sleeps_when_there_are_none() {
+    let mut worker = Gearman.worker(0, 8);
+    let (_, said) = work(worker.as_mut(), &response(17, b"?"));
+    assert_eq!(said, request(4, b""), "known to the server, it sleeps");
+    let (_, said) = work(worker.as_mut(), &response(6, b""));
+    assert_eq!(said, request(9, b""), "woken, it asks for one job");
+
+    let job = response(11, b"H:1\0echo\0payload");
+    let (taken, said) = work(worker.as_mut(), &job);
+    let grab = request(9, b"");
+    assert_eq!(taken, job.len());
+    assert_eq!(said, [request(13, b"H:1\0payload"), grab.clone(), grab.clone()].concat());
+
+    let (_, said) = work(worker.as_mut(), &[response(10, b""), response(10, b"")].concat());
+    assert_eq!(said, request(4, b""), "nothing there, nothing asked for: it sleeps");
+}
+
+#[test]
+fn a_gearman_worker_does_not_sleep_while_a_grab_is_unanswered() {
+    let mut worker = Gearman.worker(0, 8);
+    work(worker.as_mut(), &[response(17, b"?"), response(6, b"")].concat());
+    let job = response(11, b"H:1\0echo\0x");
+    work(worker.as_mut(), &job); // Two are asked for.
+    let (_, said) = work(worker.as_mut(), &response(10, b""));
+    assert_eq!(said, b"", "one NO_JOB, and one answer to come");
+}
+
+#[test]
+fn a_nats_request_carries_its_number_in_the_payload() {
+    let bytes = tasks(Nats.client(3, 10).as_mut(), &[258], 10);
+    assert_eq!(bytes, b"PUB echo _INBOX.3 10\r\n\0\0\0\0\0\0\x01\x02xx\r\n");
+}
+
+#[test]
+fn nats_replies_are_found_however_the_bytes_are_split() {
+    let wire =
+        b"INFO {\"max_payload\":1048576}\r\nPONG\r\nMSG _INBOX.0 1 9\r\n\0\0\0\0\0\0\0\x04\n\r\nPING\r\n\
+        +OK\r\nMSG _INBOX.0 1 9\r\n\0\0\0\0\0\0\0\x09\r\r\n";
+    read_split_everywhere(&|| Nats.client(0, 9), wire, &[4, 9]);
+}
+
+#[test]
+fn a_nats_worker_replies_to_the_subject_it_was_given() {
+    let wire = b"PING\r\nMSG echo 1 _INBOX.3 4\r\nhola\r\nMSG echo 1 _INBOX.1 2\r\n\r\n\r\nMSG echo 1 _INBOX";
+    let (taken, said) = work(Nats.worker(0, 4).as_mut(), wire);
+    assert_eq!(said, b"PONG\r\nPUB _INBOX.3 4\r\nhola\r\nPUB _INBOX.1 2\r\n\r\n\r\n");
+    assert_eq!(taken, wire.len() - b"MSG echo 1 _INBOX".len());
+}
+
+#[test]
+fn bytes_of_another_protocol_are_an_error_that_shows_them() {
+    let mut output = Output::default();
+    let nats = Nats.client(0, 8).read(b"HTTP/1.1 400 Bad Request\r\n", &mut output, &mut Vec::new());
+    assert!(nats.is_err_and(|error| error.to_string().contains("HTTP/1.1 400")));
+    let nats = Nats.client(0, 8).read(b"-ERR 'Authorization Violation'\r\n", &mut output, &mut Vec::new());
+    assert!(nats.is_err_and(|error| error.to_string().contains("Authorization")));
+    let nats = Nats.client(0, 8).read(&[b'x'; 20_000], &mut output, &mut Vec::new());
+    assert!(nats.is_err_and(|error| error.to_string().contains("does not end")));
+    let gearman = Gearman.client(0, 8).read(b"HTTP/1.1 400", &mut output, &mut Vec::new());
+    assert!(gearman.is_err());
+    let reparto = Reparto.client(0, 8).read(b"\0\0\0\x01HTTP/1.1 400", &mut output, &mut Vec::new());
+    assert!(reparto.is_err());
+    let relay = Relay.client(0, 8).read(b"HTTP/1.1 400 Bad", &mut output, &mut Vec::new());
+    assert!(relay.is_err());
+}
+
+/// Runs a balancer in this process while `body` runs.
+fn with_balancer(body: impl FnOnce(SocketAddr, SocketAddr)) {
+    let any_port = ([127, 0, 0, 1], 0).into();
+    let settings = Settings { clients: any_port, workers: any_port, ..Settings::default() };
+    let balancer = Balancer::bind(settings).unwrap();
+    let (clients, workers, handle) = (balancer.clients_addr(), balancer.workers_addr(), balancer.handle());
+    let thread = thread::spawn(move || balancer.run());
+    body(clients, workers);
+    handle.shutdown();
+    thread.join().unwrap().unwrap();
+}
+
+fn short(window: usize, size: usize) -> Load {
+    Load { connections: 2, window, size, duration: Duration::from_millis(100), ..Load::default() }
+}
+
+#[test]
+fn every_task_through_a_real_balancer_is_answered_once_in_a_closed_loop() {
+    with_balancer(|clients, workers| {
+        for (window, size) in [(1, 64), (64, 64), (4, 65_536), (2, 1_000_000)] {
+            let working = Workers::connect(&Reparto, workers, 2, size).unwrap();
+            let measurement = drive(&Reparto, clients, &short(window, size), &GO_ON).unwrap();
+            assert_eq!(measurement.unanswered, 0);
+            assert!(measurement.latency_us(0.999) >= measurement.latency_us(0.5));
+            working.stop().unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_open_loop_sends_as_many_tasks_as_the_rate_says_and_all_are_answered() {
+    with_balancer(|clients, workers| {
+        let working = Workers::connect(&Reparto, workers, 2, 64).unwrap();
+        let load = Load { pace: Pace::Rate(10_000.0), ..short(1, 64) };
+        let measurement = drive(&Reparto, clients, &load, &GO_ON).unwrap();
+        assert_eq!(measurement.unanswered, 0);
+        assert!(measurement.tasks <= 1_000, "{} tasks in 0.1 s", measurement.tasks);
+        assert_eq!(measurement.latency_count(), 1_000);
+        working.stop().unwrap();
+    });
+}
+
+#[test]
+fn echo_servers_send_back_what_a_window_of_any_size_sends() {
+    let servers = EchoServers::start(2).unwrap();
+    for (window, size) in [(1, 8), (256, 64), (4, 1_000_000)] {
+        let measurement = drive(&Relay, servers.addresses()[1], &short(window, size), &GO_ON).unwrap();
+        assert_eq!(measurement.unanswered, 0);
+    }
+}
+
+#[test]
+fn a_load_out_of_bounds_is_refused_with_its_bounds() {
+    let nobody: SocketAddr = ([127, 0, 0, 1], 1).into();
+    let refused = |load: Load| drive(&Relay, nobody, &load, &GO_ON).unwrap_err().to_string();
+    assert!(refused(short(0, 64)).contains("the window is 0, but must be 1 to"));
+    assert!(refused(short(1, 7)).contains("size in bytes is 7, but must be 8 to"));
+    assert!(refused(Load { pace: Pace::Rate(f64::NAN), ..short(1, 8) }).contains("the rate is NaN"));
+    assert!(refused(Load { pace: Pace::Rate(1e12), ..short(1, 8) }).contains("at most"));
+    assert!(refused(short(1, 64)).contains("cannot connect to 127.0.0.1:1"));
+}
+
+/// A server that takes one connection and does `script` with it.
+fn server(script: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || script(listener.accept().unwrap().0));
+    address
+}
+
+#[test]
+fn a_task_that_is_answered_twice_fails_the_run() {
+    let address = server(|mut stream| {
+        let mut frame = [0; 16 + 64];
+        stream.read_exact(&mut frame).unwrap();
+        stream.write_all(&[frame, frame].concat()).unwrap();
+        let _ = stream.read(&mut frame);
+    });
+    let load = Load { connections: 1, ..short(1, 64) };
+    assert!(matches!(drive(&Relay, address, &load, &GO_ON), Err(RawError::Unasked(0))));
+}
+
+#[test]
+fn a_server_that_closes_fails_the_run_in_either_loop() {
+    for pace in [Pace::Window, Pace::Rate(1_000.0)] {
+        let address = server(|mut stream| {
+            let _ = stream.read(&mut [0; 16]);
+        });
+        let load = Load { connections: 1, pace, ..short(1, 64) };
+        assert!(matches!(drive(&Relay, address, &load, &GO_ON), Err(RawError::Closed)));
+    }
+}
+
+#[test]
+fn a_raised_flag_interrupts_a_run() {
+    let servers = EchoServers::start(1).unwrap();
+    for pace in [Pace::Window, Pace::Rate(1_000.0)] {
+        let load = Load { duration: Duration::from_secs(3_600), pace, ..short(1, 64) };
+        let outcome = drive(&Relay, servers.addresses()[0], &load, &AtomicBool::new(true));
+        assert!(matches!(outcome, Err(RawError::Interrupted)));
+    }
+}
+
+#[test]
+fn a_nats_client_greets_and_waits_for_the_pong_before_it_asks() {
+    let address = server(|mut stream| {
+        stream.write_all(b"INFO {}\r\n").unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        for wanted in ["CONNECT {", "SUB _INBOX.0 1", "PING"] {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+            assert!(line.starts_with(wanted), "{line}");
+        }
+        stream.write_all(b"PONG\r\n").unwrap();
+        loop {
+            line.clear();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            assert_eq!(line, "PUB echo _INBOX.0 64\r\n");
+            let mut payload = [0; 66];
+            reader.read_exact(&mut payload).unwrap();
+            let reply = [b"MSG _INBOX.0 1 64\r\n".as_slice(), &payload].concat();
+            stream.write_all(&reply).unwrap();
+        }
+    });
+    let load = Load { connections: 1, ..short(4, 64) };
+    assert!(drive(&Nats, address, &load, &GO_ON).is_ok());
+}
