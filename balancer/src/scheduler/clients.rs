@@ -276,7 +276,7 @@ impl Scheduler {
             return;
         }
         let (client, client_id) = (self.waiters[waiter].client, self.waiters[waiter].client_id);
-        let queued = matches!(self.tasks[task].place, Place::Queued(_));
+        let queued = matches!(self.tasks[task].place(), Place::Queued(_));
         if queued {
             self.unqueue(task);
         }

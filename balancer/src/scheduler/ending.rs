@@ -119,7 +119,7 @@ impl Scheduler {
         self.wheel.clear(&mut self.tasks, task);
         self.remove_key(task);
         let row = self.tasks.remove(task);
-        debug_assert_eq!(row.place, Place::Moving, "a task that ends is nowhere");
+        debug_assert_eq!(row.place(), Place::Moving, "a task that ends is nowhere");
         self.bytes -= row.payload.len();
         let action = &self.actions[row.action];
         if action.offers.workers == 0 {
@@ -130,7 +130,7 @@ impl Scheduler {
     /// Nobody waits for a task any more: out of its queue, or cancelled at its worker, where it keeps its place
     /// until the worker answers.
     pub(super) fn abandon(&mut self, task: u32, effects: &mut Vec<Effect>) {
-        match self.tasks[task].place {
+        match self.tasks[task].place() {
             Place::Queued(_) => {
                 self.unqueue(task);
                 self.drop_task(task);
@@ -152,7 +152,7 @@ impl Scheduler {
     pub(super) fn expire(&mut self, task: u32, effects: &mut Vec<Effect>) {
         let row = &self.tasks[task];
         let waited = self.now.since(row.since).as_millis();
-        let message = match row.place {
+        let message = match row.place() {
             _ if row.deadline <= self.now => format!("its deadline passed after {waited} ms"),
             _ if self.actions[row.action].offers.workers == 0 => {
                 format!("no worker offered '{}' within {waited} ms", self.actions[row.action].name)
@@ -189,7 +189,7 @@ impl Scheduler {
         for _ in 0..self.work_a_call * ROWS_A_STEP {
             let Some(row) = stopping.next_row.filter(|_| effects.len() < enough) else { break };
             stopping.next_row = (row < self.tasks.rows()).then_some(row + 1);
-            let ends = |task: &Task| stopping.grace_over || matches!(task.place, Place::Queued(_));
+            let ends = |task: &Task| stopping.grace_over || matches!(task.place(), Place::Queued(_));
             if self.tasks.get(row).is_some_and(|task| task.is_wanted() && ends(task)) {
                 self.answer_shutting_down(row, effects);
             }

@@ -38,13 +38,13 @@ impl Scheduler {
             let mut at = worker.held.head();
             while at != NONE {
                 assert!(held.insert(at), "task {at} is held twice");
-                assert_eq!(self.tasks[at].place, Place::Held(index), "task {at} disagrees with its holder");
+                assert_eq!(self.tasks[at].place(), Place::Held(index), "task {at} disagrees with its holder");
                 at = List::<PlaceLink>::next(&self.tasks, at);
             }
         }
         let mut queued = 0;
         for (index, task) in self.tasks.iter() {
-            match task.place {
+            match task.place() {
                 Place::Held(_) => assert!(held.contains(&index), "task {index} is held by nobody"),
                 Place::Queued(_) => {
                     queued += 1;

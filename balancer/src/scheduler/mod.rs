@@ -345,7 +345,7 @@ impl Scheduler {
     fn task_of(&self, id: AssignmentId) -> Option<u32> {
         let (tag, index) = ((id.0 >> 32) as u32, id.0 as u32);
         let task = self.tasks.get(index)?;
-        (task.attempt_tag == tag && matches!(task.place, task::Place::Held(_))).then_some(index)
+        (task.attempt_tag == tag && matches!(task.place(), task::Place::Held(_))).then_some(index)
     }
 
     #[inline]

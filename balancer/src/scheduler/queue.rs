@@ -1,8 +1,10 @@
 //! An action's queue: ten levels of priority, and in each the clients that have tasks there taking turns.
 //!
 //! Between levels: a task's rank is its priority plus the time it has waited in units of `aging`. All ranks rise
-//! alike, so of two levels that one goes first whose next task has the smaller `since - priority * aging`, which
-//! never changes: no task has to be moved while it waits, and nothing starves.
+//! alike, so of two levels that one goes first whose oldest task has the smaller `since - priority * aging`, which
+//! never changes: no task has to be moved while it waits. A level that goes before a higher one for its oldest
+//! task's sake gives that one, and the next one in turn, alternately. So nothing starves: neither a task behind
+//! others that keep coming, nor a client behind one with many old tasks.
 //!
 //! Within a level: deficit round robin over the clients by payload bytes, after M. Shreedhar and G. Varghese,
 //! "Efficient Fair Queuing Using Deficit Round-Robin" (SIGCOMM 1995). A client's tasks of one action and level are
@@ -14,7 +16,7 @@ use std::hash::BuildHasher;
 
 use super::slab::{Link, List, NONE, Slab, linked};
 use super::table::Table;
-use super::task::{Place, PlaceLink, Task};
+use super::task::{AgeLink, Place, PlaceLink, Task};
 
 const LEVELS: usize = MAX_PRIORITY as usize + 1;
 
@@ -47,23 +49,30 @@ pub(super) struct Queue {
     levels: [Level; LEVELS],
     /// The levels that have tasks, a bit each.
     occupied: u16,
+    /// The last task that went before those of a higher level was the oldest of its own.
+    gave_oldest: bool,
     tasks: usize,
 }
 
 #[derive(Debug)]
-struct Level(List<Ring>);
+struct Level {
+    /// Its flows, in the order of their turns.
+    ring: List<Ring>,
+    /// All its tasks, whoever's they are, in the order in which they came.
+    by_age: List<AgeLink>,
+}
 
 impl Default for Level {
     fn default() -> Self {
-        Level(List::new())
+        Level { ring: List::new(), by_age: List::new() }
     }
 }
 
-/// Which task a queue would give next.
+/// The level of a queue that is next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Next {
     pub(super) priority: u8,
-    /// The smaller goes first: the moment since it waits, less its priority's worth of waiting.
+    /// The smaller goes first: the moment since its oldest task waits, less its priority's worth of waiting.
     pub(super) rank: i128,
 }
 
@@ -103,7 +112,8 @@ impl Flows {
     pub(super) fn push_back(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
         let flow = self.flow_of(queue, &tasks[task]);
         self.flows[flow].tasks.push_back(tasks, task);
-        tasks[task].place = Place::Queued(flow);
+        queue.levels[usize::from(tasks[task].priority)].by_age.push_back(tasks, task);
+        tasks[task].put(Place::Queued(flow));
         queue.tasks += 1;
     }
 
@@ -113,34 +123,35 @@ impl Flows {
         self.flows[flow].tasks.push_front(tasks, task);
         let cost = cost_of(&tasks[task]);
         self.flows[flow].deficit = self.flows[flow].deficit.max(cost);
-        let ring = &mut queue.levels[usize::from(tasks[task].priority)].0;
-        ring.remove(&mut self.flows, flow);
-        ring.push_front(&mut self.flows, flow);
-        tasks[task].place = Place::Queued(flow);
+        let level = &mut queue.levels[usize::from(tasks[task].priority)];
+        level.by_age.push_front(tasks, task);
+        level.ring.remove(&mut self.flows, flow);
+        level.ring.push_front(&mut self.flows, flow);
+        tasks[task].put(Place::Queued(flow));
         queue.tasks += 1;
     }
 
     /// Takes a task out of the middle. It must stand in this queue.
     pub(super) fn remove(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
-        let Place::Queued(flow) = tasks[task].place else { panic!("task {task} is not queued") };
+        let flow = flow_that_holds(tasks, task);
         self.flows[flow].tasks.remove(tasks, task);
-        tasks[task].place = Place::Moving;
+        queue.levels[usize::from(tasks[task].priority)].by_age.remove(tasks, task);
+        tasks[task].put(Place::Moving);
         queue.tasks -= 1;
         if self.flows[flow].tasks.is_empty() {
             self.drop_flow(queue, flow);
         }
     }
 
-    /// Which task [`take`](Self::take) would give.
+    /// Which level is next, and the rank that its oldest task gives it.
     pub(super) fn peek(&self, queue: &Queue, tasks: &Slab<Task>) -> Option<Next> {
         let mut best: Option<Next> = None;
         let mut levels = queue.occupied;
         while levels != 0 {
             let level = levels.trailing_zeros();
             levels &= levels - 1;
-            let flow = queue.levels[level as usize].0.head();
-            let task = &tasks[self.flows[flow].tasks.head()];
-            let rank = i128::from(task.since.0) - i128::from(level) * i128::from(self.aging_us);
+            let oldest = queue.levels[level as usize].by_age.head();
+            let rank = i128::from(tasks[oldest].since.0) - i128::from(level) * i128::from(self.aging_us);
             if best.is_none_or(|best| rank <= best.rank) {
                 best = Some(Next { priority: level as u8, rank });
             }
@@ -150,12 +161,18 @@ impl Flows {
 
     /// Takes the next task.
     pub(super) fn take(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>) -> Option<u32> {
+        let highest = queue.occupied.checked_ilog2()? as usize;
         let level = match queue.occupied.count_ones() {
-            0 => return None,
-            1 => queue.occupied.trailing_zeros() as usize,
+            1 => highest,
             _ => usize::from(self.peek(queue, tasks)?.priority),
         };
-        let flow = self.turn(&mut queue.levels[level].0, tasks);
+        let for_its_age = level < highest;
+        queue.gave_oldest ^= for_its_age;
+        let flow = if for_its_age && queue.gave_oldest {
+            flow_that_holds(tasks, queue.levels[level].by_age.head())
+        } else {
+            self.turn(&mut queue.levels[level].ring, tasks)
+        };
         let task = self.flows[flow].tasks.head();
         let cost = cost_of(&tasks[task]);
         self.flows[flow].deficit = self.flows[flow].deficit.saturating_sub(cost);
@@ -218,7 +235,7 @@ impl Flows {
         });
         let (flows, hasher) = (&self.flows, &self.hasher);
         self.index.insert(flow, |flow| hasher.hash_one(flows[*flow].key()));
-        queue.levels[usize::from(task.priority)].0.push_back(&mut self.flows, flow);
+        queue.levels[usize::from(task.priority)].ring.push_back(&mut self.flows, flow);
         queue.occupied |= 1 << task.priority;
         flow
     }
@@ -228,7 +245,7 @@ impl Flows {
         let hash_of = |flow: &u32| hasher.hash_one(flows[*flow].key());
         self.index.remove(hash_of(&flow), |other| *other == flow, hash_of);
         let priority = self.flows[flow].priority;
-        let ring = &mut queue.levels[usize::from(priority)].0;
+        let ring = &mut queue.levels[usize::from(priority)].ring;
         ring.remove(&mut self.flows, flow);
         if ring.is_empty() {
             queue.occupied &= !(1 << priority);
@@ -240,6 +257,14 @@ impl Flows {
 impl Flow {
     fn key(&self) -> (u32, u32, u8) {
         (self.client, self.action, self.priority)
+    }
+}
+
+/// The flow of a task that is queued; for another that is a bug of the scheduler, and panics.
+fn flow_that_holds(tasks: &Slab<Task>, task: u32) -> u32 {
+    match tasks[task].place() {
+        Place::Queued(flow) => flow,
+        place => panic!("task {task} is not queued but {place:?}"),
     }
 }
 
@@ -309,6 +334,42 @@ mod tests {
         let old = bench.add(1, 3, 0, 1);
         let fresh_and_just_higher = bench.add(1, 4, AGING_US - 1, 1);
         assert_eq!((bench.take(), bench.take()), (Some(fresh_and_just_higher), Some(old)));
+    }
+
+    #[test]
+    fn waiting_counts_also_behind_a_client_whose_own_tasks_never_wait_for_long() {
+        let mut bench = Bench::new();
+        let mut others = std::collections::VecDeque::from([(0, bench.add(1, 0, 0, 10))]);
+        let patient = bench.add(2, 0, 1, 10);
+        for second in 1..=60 {
+            let now = second * 1_000_000;
+            bench.add(3, 9, now, 10);
+            others.push_back((now, bench.add(1, 0, now, 10)));
+            if others.front().is_some_and(|(since, _)| since + 30_000_000 <= now) {
+                let (_, withdrawn) = others.pop_front().expect("it has a front");
+                bench.flows.remove(&mut bench.queue, &mut bench.tasks, withdrawn);
+            }
+            let taken = bench.take().expect("there is one");
+            if taken == patient {
+                assert!(second >= 9 * AGING_US / 1_000_000, "before its time, after {second} s");
+                return;
+            }
+            others.retain(|(_, task)| *task != taken);
+        }
+        panic!("it has waited for more than nine levels' worth, and was not served");
+    }
+
+    #[test]
+    fn clients_take_turns_also_among_tasks_that_go_first_for_their_age() {
+        let mut bench = Bench::new();
+        for n in 0..1_000 {
+            bench.add(1, 0, n, 10);
+        }
+        bench.add(2, 0, 2_000, 10);
+        for _ in 0..1_000 {
+            bench.add(3, 9, 100 * AGING_US, 10);
+        }
+        assert!(bench.clients(200).contains(&2));
     }
 
     #[test]

@@ -10,6 +10,10 @@ use super::wheel::NO_SLOT;
 #[derive(Debug)]
 pub(super) struct PlaceLink;
 
+/// The list of all tasks of one action and priority that wait, the oldest first.
+#[derive(Debug)]
+pub(super) struct AgeLink;
+
 /// The list of a slot of the timing wheel.
 #[derive(Debug)]
 pub(super) struct TimerLink;
@@ -28,6 +32,9 @@ pub(super) enum Place {
     /// At this worker.
     Held(u32),
 }
+
+/// Set in a task's place where the index is a worker's.
+const HELD_BIT: u32 = 1 << 31;
 
 /// A task whose payload's memory is shared with the reader's buffer when it is at least this long, in bytes. A
 /// smaller one is copied, lest a few bytes keep a whole buffer alive.
@@ -49,7 +56,9 @@ pub(super) struct Task {
     pub(super) extra: Option<Box<Extra>>,
     pub(super) link: Link,
     pub(super) timer: Link,
-    pub(super) place: Place,
+    pub(super) age: Link,
+    /// Its [`Place`], in four bytes: a worker's index with [`HELD_BIT`], a flow's without, or [`NONE`].
+    place: u32,
     /// The first waiter, or [`NONE`]: then nobody waits, and it only keeps its place at a worker.
     pub(super) client: u32,
     pub(super) action: u32,
@@ -85,11 +94,32 @@ pub(super) struct Waiter {
 }
 
 super::slab::linked!(Task, PlaceLink, link);
+super::slab::linked!(Task, AgeLink, age);
 super::slab::linked!(Waiter, WaiterLink, link);
 
 impl Task {
     /// The deadline of a task that has none.
     pub(super) const NEVER: Time = Time(u64::MAX);
+
+    /// Where it is.
+    #[inline]
+    pub(super) fn place(&self) -> Place {
+        match self.place {
+            NONE => Place::Moving,
+            held if held & HELD_BIT != 0 => Place::Held(held & !HELD_BIT),
+            flow => Place::Queued(flow),
+        }
+    }
+
+    /// Writes down where it is now.
+    #[inline]
+    pub(super) fn put(&mut self, place: Place) {
+        self.place = match place {
+            Place::Moving => NONE,
+            Place::Held(worker) => worker | HELD_BIT,
+            Place::Queued(flow) => flow,
+        };
+    }
 
     pub(super) fn key(&self) -> &[u8] {
         self.extra.as_ref().map_or(&[], |extra| &extra.key)
@@ -120,7 +150,8 @@ impl Task {
             extra: None,
             link: Link::new(),
             timer: Link::new(),
-            place: Place::Moving,
+            age: Link::new(),
+            place: NONE,
             client,
             action,
             attempt_tag: 0,
@@ -135,5 +166,26 @@ impl Task {
     #[cfg(test)]
     pub(super) fn for_tests() -> Self {
         Task::new(Bytes::new(), 0, 0, 0, Time(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_what_it_was_put_to() {
+        let mut task = Task::for_tests();
+        assert_eq!(task.place(), Place::Moving);
+        for place in [Place::Queued(0), Place::Held(0), Place::Queued(1 << 30), Place::Held(7), Place::Moving]
+        {
+            task.put(place);
+            assert_eq!(task.place(), place);
+        }
+    }
+
+    #[test]
+    fn a_row_takes_no_more_than_120_bytes() {
+        assert!(size_of::<Option<Task>>() <= 120, "{}", size_of::<Option<Task>>());
     }
 }

@@ -210,7 +210,7 @@ impl Scheduler {
         self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
         let row = &mut self.tasks[task];
         row.attempt_tag = self.attempt_tag;
-        row.place = Place::Held(worker);
+        row.put(Place::Held(worker));
         row.recalled = false;
         let (bytes, deadline, action) = (row.payload.len(), row.deadline, row.action);
         if row.timer_slot != super::wheel::NO_SLOT || deadline != Task::NEVER {
@@ -245,7 +245,7 @@ impl Scheduler {
         row.in_flight -= 1;
         let task = &mut self.tasks[task];
         row.bytes -= task.payload.len();
-        task.place = Place::Moving;
+        task.put(Place::Moving);
         self.actions[task.action].running -= 1;
     }
 
@@ -331,7 +331,7 @@ impl Scheduler {
             row.stalled &= !delivers;
             row.settle_room();
         }
-        let task = self.task_of(assignment).filter(|task| self.tasks[*task].place == Place::Held(worker));
+        let task = self.task_of(assignment).filter(|task| self.tasks[*task].place() == Place::Held(worker));
         let mut back_in_queue = None;
         if let Some(task) = task {
             let action = self.tasks[task].action;
@@ -419,7 +419,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some(task) = self.task_of(assignment) else { return };
-        if self.tasks[task].place != Place::Held(worker) {
+        if self.tasks[task].place() != Place::Held(worker) {
             return;
         }
         let tell = |peer, id| Effect::Progress { peer, id, done, total, payload: payload.clone() };
