@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod balancer;
 mod client_side;
 mod demo;
+mod load;
 #[allow(dead_code)] // Until the subcommands that need it are there.
 mod parse;
 mod repl;
@@ -30,6 +31,7 @@ enum Command {
     Repl(repl::Args),
     Status(status::Args),
     Demo(demo::Args),
+    Load(load::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,5 +44,6 @@ fn main() -> ExitCode {
         Command::Repl(args) => repl::run(args),
         Command::Status(args) => status::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Load(args) => load::run(args),
     }
 }

@@ -14,6 +14,11 @@ const SIZE: (u32, u32) = (960, 840);
 const TITLE_PIXELS: i32 = 20;
 const LABEL_PIXELS: i32 = 14;
 
+const THROUGHPUT: RGBColor = RGBColor(0, 128, 80);
+
+/// Fine lines between two marks of the axes of throughput.
+const FINE_LINES: usize = 2;
+
 /// More decades of quantiles than a day of load fills.
 const MAX_TASKS: f64 = 1e12;
 
@@ -119,12 +124,13 @@ fn throughput(report: &Report, panel: &Panel<'_>) -> Drawn {
         .build_cartesian_2d(0.0..end, 0.0..highest * 1.1)?;
     chart
         .configure_mesh()
+        .max_light_lines(FINE_LINES)
         .label_style(("sans-serif", LABEL_PIXELS))
         .x_desc("seconds")
         .y_desc("tasks a second")
         .y_label_formatter(&|tasks| short(*tasks))
         .draw()?;
-    chart.draw_series(LineSeries::new(points, GREEN.stroke_width(2)))?;
+    chart.draw_series(LineSeries::new(points, THROUGHPUT.stroke_width(2)))?;
     Ok(())
 }
 

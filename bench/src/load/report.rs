@@ -191,7 +191,7 @@ impl Report {
         row("tasks", count(self.tasks), "")?;
         for (code, tasks) in &self.errors {
             let example = self.error_examples.get(code).map_or("", String::as_str);
-            row(&format!("  {code}"), count(*tasks), &example.escape_debug().to_string())?;
+            row(&format!("  {code}"), count(*tasks), &on_one_line(example))?;
         }
         if self.unanswered > 0 {
             row("  unanswered", count(self.unanswered), "handed in, and no answer before the run ended")?;
@@ -199,14 +199,17 @@ impl Report {
         if self.not_handed_in > 0 {
             row("  not handed in", count(self.not_handed_in), "due, but the window stayed full")?;
         }
+        if let Some(sentence) = &self.balancer_lost {
+            row("balancer", "lost".into(), sentence)?;
+        }
         row("tasks a second", count(self.tasks_per_second.round() as u64), "")?;
         row("MB a second", format!("{:.1}", self.bytes_per_second / 1e6), "payloads and results")?;
+        if self.latency.is_empty() {
+            return out.flush();
+        }
         let from = if self.rate.is_some() { "from when a task was due" } else { "" };
         for (position, (name, us)) in self.latencies().into_iter().enumerate() {
             row(&format!("{name} us"), format!("{us:.1}"), if position == 0 { from } else { "" })?;
-        }
-        if let Some(sentence) = &self.balancer_lost {
-            writeln!(out, "\nthe balancer was lost: {sentence}")?;
         }
         out.flush()
     }
@@ -222,6 +225,11 @@ impl Report {
             ("max", self.max_us),
         ]
     }
+}
+
+/// A worker's sentence, so that it can neither break the table nor drive the terminal.
+fn on_one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn errors<T>(
