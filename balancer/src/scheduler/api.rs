@@ -334,6 +334,8 @@ pub struct Config {
     pub max_actions: usize,
     /// Most workers registered at once.
     pub max_workers: usize,
+    /// Most actions offered at once, over all workers, where workers that offer the same ones count once.
+    pub max_offers: usize,
     /// Waiting this long makes up for one level of priority.
     pub aging: Duration,
     /// A task that asks for no other time waits this long for its first assignment.
@@ -356,6 +358,7 @@ impl Default for Config {
             max_worker_bytes: 64 << 20,
             max_actions: 65_536,
             max_workers: 65_536,
+            max_offers: 4_194_304,
             aging: Duration::from_secs(5),
             default_wait: limits::DEFAULT_WAIT,
             heartbeat: limits::DEFAULT_HEARTBEAT,

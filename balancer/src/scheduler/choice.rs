@@ -161,6 +161,18 @@ impl Choice {
         self.groups.len()
     }
 
+    /// How many actions would be offered, over all groups, if a worker of these joined and left the group that it
+    /// is in, if any.
+    pub(super) fn offers_after(&self, leaves: Option<u32>, set: &[u32]) -> usize {
+        let dissolved = leaves.filter(|group| self.groups[*group].members == 1);
+        let freed = dissolved.map_or(0, |group| self.groups[group].actions.len());
+        let founded = match self.by_actions.get(set) {
+            Some(group) if Some(*group) != dissolved => 0,
+            _ => set.len(),
+        };
+        self.seats.len() - freed + founded
+    }
+
     /// The actions that a group offers, in the order of their indexes.
     #[inline]
     pub(super) fn actions(&self, group: u32) -> &[u32] {

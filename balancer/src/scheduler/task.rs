@@ -37,8 +37,9 @@ pub(super) enum Place {
 const HELD_BIT: u32 = 1 << 31;
 
 /// A task whose payload's memory is shared with the reader's buffer when it is at least this long, in bytes. A
-/// smaller one is copied, lest a few bytes keep a whole buffer alive.
-pub(super) const SHARE_BYTES: usize = 16 * 1024;
+/// smaller one is copied, since any piece keeps the whole of its buffer alive, which is 256 KiB: so what payloads
+/// keep in memory is at most twice what they are counted for.
+pub(super) const SHARE_BYTES: usize = 128 * 1024;
 
 /// A task.
 #[derive(Debug)]

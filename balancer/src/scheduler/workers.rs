@@ -43,15 +43,17 @@ impl Scheduler {
             Role::Client(_) => return,
             Role::None => None,
         };
-        if let Err((code, message)) = self.check_registration(known, registration) {
-            let message = message.into();
-            if let Role::Worker(worker) = self.forget_peer(peer) {
-                self.worker_lost(worker, effects);
+        let checked = self.check_registration(known, registration);
+        let set = match checked.and_then(|()| self.intern(known, &registration.actions)) {
+            Ok(set) => set,
+            Err((code, message)) => {
+                if let Role::Worker(worker) = self.forget_peer(peer) {
+                    self.worker_lost(worker, effects);
+                }
+                effects.push(Effect::Close { peer, code, message: message.into() });
+                return;
             }
-            effects.push(Effect::Close { peer, code, message });
-            return;
-        }
-        let Some(set) = self.intern(&registration.actions, peer, effects) else { return };
+        };
         let worker = match known {
             Some(worker) => {
                 let old = self.choice.actions(self.workers[worker].group).to_vec();
@@ -110,32 +112,29 @@ impl Scheduler {
         }
     }
 
-    /// The actions' rows, sorted and each once. Closes the peer when there are too many names.
-    fn intern(&mut self, names: &[&str], peer: Peer, effects: &mut Vec<Effect>) -> Option<Vec<u32>> {
+    /// The actions' rows, sorted and each once, begun where they are new. An error when there are too many.
+    fn intern(&mut self, known: Option<u32>, names: &[&str]) -> Result<Vec<u32>, (ErrorCode, String)> {
         let mut set = Vec::with_capacity(names.len());
-        for name in names {
-            match self.action_or_new(name) {
-                Some(action) => set.push(action),
-                None => {
-                    for action in set {
-                        self.drop_idle_action(action);
-                    }
-                    if let Role::Worker(worker) = self.forget_peer(peer) {
-                        self.worker_lost(worker, effects);
-                    }
-                    let message = format!("there are {} action names already, the bound", self.actions.len());
-                    effects.push(Effect::Close {
-                        peer,
-                        code: ErrorCode::Overloaded,
-                        message: message.into(),
-                    });
-                    return None;
+        set.extend(names.iter().map_while(|name| self.action_or_new(name)));
+        let refusal = if set.len() < names.len() {
+            Some(format!("there are {} action names already, the bound", self.actions.len()))
+        } else {
+            set.sort_unstable();
+            set.dedup();
+            let bound = self.config.max_offers;
+            let offers = self.choice.offers_after(known.map(|worker| self.workers[worker].group), &set);
+            (offers > bound)
+                .then(|| format!("workers would offer {offers} actions together, and the bound is {bound}"))
+        };
+        match refusal {
+            None => Ok(set),
+            Some(message) => {
+                for action in set {
+                    self.drop_idle_action(action);
                 }
+                Err((ErrorCode::Overloaded, message))
             }
         }
-        set.sort_unstable();
-        set.dedup();
-        Some(set)
     }
 
     /// Writes down how a worker describes itself, and puts it among those that offer the same.

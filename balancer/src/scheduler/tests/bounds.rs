@@ -227,3 +227,33 @@ fn progress_is_passed_on_to_the_first_always_and_to_many_no_oftener_than_is_affo
     let event = Event::Progress { peer: worker, assignment: assigned.1, done: 2, total: 2, payload };
     assert_eq!(world.handle(event).len(), 1_001, "a while later it may be told to all again");
 }
+
+#[test]
+fn what_workers_offer_together_is_bounded() {
+    let mut world = World::new(Config { max_offers: 5, ..Config::default() });
+    world.worker("u", 1, 1, &["a", "b"]);
+    world.worker("v", 1, 1, &["b", "a"]);
+    let worker = world.worker("w", 1, 1, &["b", "c", "d"]);
+    let peer = world.peer();
+    assert_eq!(world.register(peer, "x", 1, 1, &["b"]), [Out::Close(peer, ErrorCode::Overloaded)]);
+    assert_eq!(world.register(worker, "w", 1, 1, &["a", "b"]), [Out::Ack(worker, 1)], "it had three before");
+    world.worker("x", 1, 1, &["e", "f"]);
+    assert_eq!(world.register(worker, "w", 1, 1, &["a", "e"]), [Out::Close(worker, ErrorCode::Overloaded)]);
+    let totals = world.scheduler.totals();
+    assert_eq!((totals.workers, totals.actions), (3, 4));
+}
+
+#[test]
+fn a_payload_keeps_no_memory_alive_that_is_more_than_twice_its_own() {
+    let mut world = world();
+    let client = world.client();
+    let read = Bytes::from(vec![7; 256 * 1024]);
+    for (id, bytes) in [(1, 100), (2, 100 * 1024), (3, 200 * 1024)] {
+        world.submit_with(client, id, |task| task.payload = read.slice(..bytes));
+    }
+    let (_, out) = world.worker_and_out("w", 3, 3, &["a"]);
+    let kept = assignments(&out).into_iter().map(|(_, assignment)| {
+        world.scheduler.assignment(assignment).expect("it is held").payload.as_ptr() == read.as_ptr()
+    });
+    assert_eq!(kept.collect::<Vec<_>>(), [false, false, true]);
+}
