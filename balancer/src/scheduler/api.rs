@@ -256,7 +256,7 @@ pub enum Effect {
         /// Tasks that it will be given at most.
         window: u32,
     },
-    /// Ask a worker that has been silent whether it is there.
+    /// Ask a worker that has been silent whether it is there. It is given nothing new until it is heard.
     Ping {
         /// Whom.
         peer: Peer,

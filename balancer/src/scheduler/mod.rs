@@ -247,7 +247,7 @@ impl Scheduler {
             }
             Event::Heard { peer } => {
                 if let Role::Worker(worker) = self.role(peer) {
-                    self.heard(worker);
+                    self.heard(worker, effects);
                 }
             }
             Event::Progress { peer, assignment, done, total, payload } => {

@@ -100,10 +100,14 @@ impl Worker {
         self.room = u32::try_from(room).unwrap_or(self.window);
     }
 
-    /// May it be given a task now?
+    /// May it be given a task now? Not while it has yet to answer whether it is there: when many workers fall silent
+    /// together, a task would spend all its attempts on one after the other.
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        self.in_flight < self.room && !self.draining && (self.bytes < self.max_bytes || self.in_flight == 0)
+        self.in_flight < self.room
+            && !self.draining
+            && self.asked_at.is_none()
+            && (self.bytes < self.max_bytes || self.in_flight == 0)
     }
 
     #[inline]

@@ -442,11 +442,15 @@ impl Scheduler {
         affordable
     }
 
+    /// A worker has given a sign of life.
     #[inline]
-    pub(super) fn heard(&mut self, worker: u32) {
+    pub(super) fn heard(&mut self, worker: u32, effects: &mut Vec<Effect>) {
         let row = &mut self.workers[worker];
         row.heard_at = self.now;
-        row.asked_at = None;
+        if row.asked_at.take().is_some() {
+            self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
+            self.feed(worker, effects);
+        }
     }
 
     // ---- losing a worker ----
@@ -542,9 +546,11 @@ impl Scheduler {
             None if silent_for >= self.config.heartbeat => {
                 row.asked_at = Some(self.now);
                 effects.push(Effect::Ping { peer });
+                self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
             }
             _ => {}
         }
+        let row = &self.workers[worker];
         let stalled = row.in_flight > row.threads && self.now.since(row.finished_at) >= STALL;
         let looked_at = if stalled && self.now >= row.recall_at { self.recall(worker, effects) } else { 0 };
         self.arm_check(worker);

@@ -237,6 +237,31 @@ fn no_worker_is_lost_unasked_when_the_balancer_itself_stood_still() {
 }
 
 #[test]
+fn a_worker_that_was_asked_whether_it_is_there_is_given_nothing_until_it_answers() {
+    let mut world = world();
+    let client = world.client();
+    let worker = world.worker("w", 1, 1, &["a"]);
+    assert_eq!(world.pass(Duration::from_secs(6)), [Out::Ping(worker)]);
+    assert_eq!(world.submit(client, 1, "a"), []);
+    assert_eq!(assignments(&world.handle(Event::Heard { peer: worker })).len(), 1);
+}
+
+#[test]
+fn a_task_spends_no_attempts_on_workers_that_fall_silent_together() {
+    let mut world = world();
+    let client = world.client();
+    for id in ["u", "v", "w", "x"] {
+        world.worker(id, 2, 2, &["a"]);
+    }
+    world.submit_with(client, 1, |task| task.wait = Some(60 * SECOND));
+    let out = world.pass(20 * SECOND);
+    assert_eq!(out.iter().filter(|out| matches!(out, Out::Close(..))).count(), 4);
+    let (_, out) = world.worker_and_out("y", 1, 1, &["a"]);
+    let (_, assignment) = assignments(&out)[0];
+    assert_eq!(world.scheduler.assignment(assignment).map(|details| details.attempt), Some(2));
+}
+
+#[test]
 fn whatever_heartbeat_and_silence_are_set_time_goes_on() {
     let settings = [(0, 0), (0, 5), (5, 0), (5, 5), (10, 5)];
     for (heartbeat, silence) in settings.map(|(a, b)| (Duration::from_secs(a), Duration::from_secs(b))) {
