@@ -83,7 +83,7 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    pub(super) fn new(duration: Duration) -> Result<Measurement, RawError> {
+    pub(crate) fn new(duration: Duration) -> Result<Measurement, RawError> {
         let latency = Histogram::new_with_bounds(1, MAX_LATENCY, 3)
             .map_err(|error| RawError::Load(format!("a histogram cannot be made: {error}")))?;
         Ok(Measurement { tasks: 0, duration, unanswered: 0, latency })
@@ -95,7 +95,7 @@ impl Measurement {
         self.latency.saturating_record_n((latency_ns / LATENCY_UNIT_NS).max(1), count);
     }
 
-    pub(super) fn add(&mut self, other: &Measurement) -> Result<(), RawError> {
+    pub(crate) fn add(&mut self, other: &Measurement) -> Result<(), RawError> {
         self.tasks += other.tasks;
         self.unanswered += other.unanswered;
         // Both have the same bounds, so this cannot fail; if it ever did, it would be said.

@@ -1,0 +1,325 @@
+//! What a side-by-side run found.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::server::Lacking;
+use super::{Machine, Scenario, Server};
+use crate::raw::Measurement;
+
+/// One server's figures in one round, or their medians.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Figures {
+    /// Tasks answered a second.
+    pub tasks_per_second: f64,
+    /// Half of the tasks took no longer, in microseconds.
+    pub p50_us: f64,
+    /// 99 of 100 took no longer, in microseconds.
+    pub p99_us: f64,
+    /// 999 of 1,000 took no longer, in microseconds.
+    pub p999_us: f64,
+}
+
+impl From<&Measurement> for Figures {
+    fn from(measurement: &Measurement) -> Self {
+        let round = |value: f64| (value * 10.0).round() / 10.0;
+        Figures {
+            tasks_per_second: round(measurement.tasks_per_second()),
+            p50_us: round(measurement.latency_us(0.5)),
+            p99_us: round(measurement.latency_us(0.99)),
+            p999_us: round(measurement.latency_us(0.999)),
+        }
+    }
+}
+
+/// The middle value; the mean of the two in the middle when there are two; `None` without any.
+///
+/// ```
+/// assert_eq!(reparto_bench::peers::median(&mut [3.0, 1.0, 2.0]), Some(2.0));
+/// assert_eq!(reparto_bench::peers::median(&mut [4.0, 1.0]), Some(2.5));
+/// ```
+pub fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        count if count % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
+    }
+}
+
+/// Ratios of the rounds: their median, the least and the most.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ratio {
+    /// The median over the rounds.
+    pub median: f64,
+    /// The least of a round.
+    pub least: f64,
+    /// The most of a round.
+    pub most: f64,
+}
+
+/// A server in one of its settings, and what it did in each round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Contestant {
+    /// The server.
+    pub server: Server,
+    /// Its name, with the setting.
+    pub name: &'static str,
+    /// A round's figures; `None` where it failed.
+    pub rounds: Vec<Option<Figures>>,
+}
+
+impl Contestant {
+    /// The median over the rounds of each figure by itself.
+    pub fn medians(&self) -> Option<Figures> {
+        let of = |figure: fn(&Figures) -> f64| {
+            median(&mut self.rounds.iter().flatten().map(figure).collect::<Vec<f64>>())
+        };
+        Some(Figures {
+            tasks_per_second: of(|it| it.tasks_per_second)?,
+            p50_us: of(|it| it.p50_us)?,
+            p99_us: of(|it| it.p99_us)?,
+            p999_us: of(|it| it.p999_us)?,
+        })
+    }
+
+    /// This one's figure over another's, round by round.
+    pub fn ratio_to(&self, other: &Contestant, figure: fn(&Figures) -> f64) -> Option<Ratio> {
+        let rounds = self.rounds.iter().zip(&other.rounds);
+        let ratio = |(own, other): (&Option<Figures>, &Option<Figures>)| {
+            let (own, other) = (figure(own.as_ref()?), figure(other.as_ref()?));
+            (other > 0.0).then_some(own / other)
+        };
+        let mut ratios: Vec<f64> = rounds.filter_map(ratio).collect();
+        let median = median(&mut ratios)?;
+        Some(Ratio { median, least: *ratios.first()?, most: *ratios.last()? })
+    }
+}
+
+/// The fastest setting of a server.
+pub(super) fn best(contestants: &[Contestant], server: Server) -> Option<&Contestant> {
+    let speed = |it: &Contestant| it.medians().map_or(0.0, |it| it.tasks_per_second);
+    let own = contestants.iter().filter(|it| it.server == server && it.medians().is_some());
+    own.max_by(|a, b| speed(a).total_cmp(&speed(b)))
+}
+
+/// A closed loop's scenario.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClosedReport {
+    /// Its shape.
+    pub scenario: Scenario,
+    /// Everybody who took part.
+    pub contestants: Vec<Contestant>,
+}
+
+impl ClosedReport {
+    /// A server's figures in the setting that was fastest here.
+    pub fn best(&self, server: Server) -> Option<&Contestant> {
+        best(&self.contestants, server)
+    }
+
+    /// Reparto's figure over a peer's.
+    pub fn ratio(&self, peer: Server, figure: fn(&Figures) -> f64) -> Option<Ratio> {
+        self.best(Server::Reparto)?.ratio_to(self.best(peer)?, figure)
+    }
+}
+
+/// Reparto through its own client and worker libraries, beside NATS driven raw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LibraryReport {
+    /// The shape of both.
+    pub scenario: Scenario,
+    /// Threads of each of Reparto's workers.
+    pub worker_threads: u32,
+    /// Reparto through its libraries, and NATS raw.
+    pub contestants: Vec<Contestant>,
+}
+
+/// An open loop at a share of NATS' peak rate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenLoopReport {
+    /// The share of the peak.
+    pub share: f64,
+    /// Tasks due a second.
+    pub rate: f64,
+    /// Everybody who took part.
+    pub contestants: Vec<Contestant>,
+}
+
+/// How a flood of large tasks from one client hurts another's small ones, at one server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FloodReport {
+    /// The small tasks without the flood.
+    pub alone: Contestant,
+    /// The small tasks beside it.
+    pub flooded: Contestant,
+    /// The flood itself.
+    pub flood: Contestant,
+}
+
+impl FloodReport {
+    /// What the flood adds to the small tasks' p99, in microseconds, by the medians.
+    pub fn added_p99_us(&self) -> Option<f64> {
+        Some(self.flooded.medians()?.p99_us - self.alone.medians()?.p99_us)
+    }
+}
+
+/// What a run found. The parts that were not asked for are empty.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The machine.
+    pub machine: Machine,
+    /// The servers and their versions, as `nats 2.9.10`.
+    pub versions: Vec<String>,
+    /// Programs that were not here.
+    pub lacking: Vec<Lacking>,
+    /// Rounds of every part.
+    pub rounds: usize,
+    /// Time that each measured, and that was driven before.
+    pub duration: Duration,
+    /// Time that was driven before it was measured.
+    pub warm_up: Duration,
+    /// The closed loops.
+    pub closed: Vec<ClosedReport>,
+    /// Through Reparto's own libraries.
+    pub library: Option<LibraryReport>,
+    /// The open loops.
+    pub open_loop: Vec<OpenLoopReport>,
+    /// The floods.
+    pub floods: Vec<FloodReport>,
+    /// What failed, for people. A figure that failed is missing in its round.
+    pub failures: Vec<String>,
+}
+
+impl Report {
+    /// The closed loop of this shape, if it was run.
+    pub(super) fn closed(&self, connections: usize, window: usize, size: usize) -> Option<&ClosedReport> {
+        self.closed.iter().find(|it| it.scenario == Scenario { connections, window, size })
+    }
+
+    /// The report for programs: `scenarios` with each server's medians, and beside it the other parts that were run.
+    pub fn json(&self) -> Value {
+        let scenarios: Vec<Value> = self.closed.iter().map(closed_json).collect();
+        let mut all = Map::new();
+        all.insert("scenarios".into(), scenarios.into());
+        if let Some(library) = &self.library {
+            let Scenario { connections, window, size } = library.scenario;
+            let servers = servers_json(&library.contestants);
+            all.insert(
+                "libraries".into(),
+                json!({"connections": connections, "window": window, "size": size, "servers": servers}),
+            );
+        }
+        if !self.open_loop.is_empty() {
+            let open = self.open_loop.iter().map(|it| {
+                json!({"share_of_nats_peak": it.share, "tasks_due_per_second": it.rate.round(),
+                       "servers": servers_json(&it.contestants)})
+            });
+            all.insert("open_loop".into(), open.collect());
+        }
+        if !self.floods.is_empty() {
+            let floods = self.floods.iter().map(|it| {
+                let pair = json!({"alone": it.alone.medians(), "flooded": it.flooded.medians()});
+                (it.alone.server.name().to_owned(), pair)
+            });
+            all.insert("flood".into(), Value::Object(floods.collect()));
+        }
+        Value::Object(all)
+    }
+}
+
+fn closed_json(report: &ClosedReport) -> Value {
+    let Scenario { connections, window, size } = report.scenario;
+    let servers = servers_json(&report.contestants);
+    json!({"connections": connections, "window": window, "size": size, "servers": servers})
+}
+
+/// Each server's medians in its fastest setting.
+fn servers_json(contestants: &[Contestant]) -> Value {
+    let medians = Server::ALL.into_iter().filter_map(|server| {
+        let figures = best(contestants, server)?.medians()?;
+        Some((server.name().to_owned(), json!(figures)))
+    });
+    Value::Object(medians.collect())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::peers) fn contestant(server: Server, name: &'static str, speeds: &[f64]) -> Contestant {
+        let figures = |speed: f64| Figures {
+            tasks_per_second: speed,
+            p50_us: 1e6 / speed,
+            p99_us: 2e6 / speed,
+            p999_us: 3e6 / speed,
+        };
+        let rounds = speeds.iter().map(|speed| (*speed > 0.0).then(|| figures(*speed))).collect();
+        Contestant { server, name, rounds }
+    }
+
+    pub(in crate::peers) fn report() -> Report {
+        let scenario = Scenario { connections: 4, window: 128, size: 64 };
+        let contestants = vec![
+            contestant(Server::Reparto, "reparto", &[1000.0, 1200.0, 900.0]),
+            contestant(Server::Nats, "nats", &[200.0, 200.0, 100.0]),
+            contestant(Server::Gearmand, "gearmand -t 1", &[100.0, 300.0, 100.0]),
+            contestant(Server::Gearmand, "gearmand", &[250.0, 0.0, 300.0]),
+        ];
+        let nats = contestant(Server::Nats, "nats", &[200.0, 200.0, 200.0]);
+        let reparto = contestant(Server::Reparto, "reparto", &[200.0, 200.0, 200.0]);
+        Report {
+            machine: Machine::look(),
+            versions: vec!["nats 2.9.10".into()],
+            lacking: vec![Lacking { program: "haproxy", packages: "haproxy" }],
+            rounds: 3,
+            duration: Duration::from_secs(2),
+            warm_up: Duration::from_millis(300),
+            closed: vec![ClosedReport { scenario, contestants: contestants.clone() }],
+            library: Some(LibraryReport {
+                scenario,
+                worker_threads: 1,
+                contestants: vec![reparto.clone(), nats.clone()],
+            }),
+            open_loop: vec![OpenLoopReport {
+                share: 0.5,
+                rate: 100.0,
+                contestants: vec![reparto.clone(), nats],
+            }],
+            floods: vec![FloodReport { alone: reparto.clone(), flooded: reparto.clone(), flood: reparto }],
+            failures: vec!["gearmand: the server closed the connection".into()],
+        }
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round_and_of_the_fastest_setting() {
+        let report = report();
+        let closed = &report.closed[0];
+        assert_eq!(closed.best(Server::Gearmand).unwrap().name, "gearmand");
+        let ratio = closed.ratio(Server::Nats, |it| it.tasks_per_second).unwrap();
+        assert_eq!(ratio, Ratio { median: 6.0, least: 5.0, most: 9.0 });
+        let ratio = closed.ratio(Server::Gearmand, |it| it.tasks_per_second).unwrap();
+        assert_eq!((ratio.least, ratio.most), (3.0, 4.0), "the round that failed is left out");
+        assert_eq!(closed.ratio(Server::Relay, |it| it.p50_us), None);
+    }
+
+    #[test]
+    fn the_json_has_each_scenario_with_each_servers_medians() {
+        let json = report().json();
+        let scenario = &json["scenarios"][0];
+        assert_eq!(
+            (&scenario["connections"], &scenario["window"], &scenario["size"]),
+            (&json!(4), &json!(128), &json!(64))
+        );
+        let reparto = &scenario["servers"]["reparto"];
+        assert_eq!(reparto["tasks_per_second"], json!(1000.0));
+        for key in ["p50_us", "p99_us", "p999_us"] {
+            assert!(reparto[key].is_f64(), "{key}");
+        }
+        assert_eq!(scenario["servers"]["gearmand"]["tasks_per_second"], json!(275.0));
+        assert!(scenario["servers"].get("relay").is_none(), "who is not here has no figures");
+    }
+}
