@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use bytes::{Buf, Bytes, BytesMut};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
-use reparto_protocol::{FrameStream, Message, Outcome, Pong, Role, TaskResult};
+use reparto_protocol::{FrameStream, Message, Outcome, Pong, Role, TaskResult, frame_length, limits};
 
 use super::ScaleError;
 use super::link::Link;
@@ -109,7 +109,6 @@ impl Worker {
                 Ok(count) => {
                     self.frames.push(&buffer[..count]);
                     self.answer()?;
-                    // Less than fits is mostly all there was, but only an error says so for certain.
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -145,6 +144,16 @@ impl Worker {
                 _ => {}
             }
         }
+        self.make_room()
+    }
+
+    /// Makes room for the whole of a frame that has begun, instead of growing with it piece by piece. The balancer
+    /// is our own, so its word is good enough.
+    fn make_room(&mut self) -> io::Result<()> {
+        let buffer = self.frames.buffer_mut();
+        let length = frame_length(buffer, limits::MAX_MAX_FRAME_BYTES);
+        let length = length.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        buffer.reserve(length.unwrap_or(0).saturating_sub(buffer.len()));
         Ok(())
     }
 

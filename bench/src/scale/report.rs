@@ -193,10 +193,10 @@ impl Report {
         self.write_memory(out)?;
         self.write_payloads(out)?;
         if !self.bars.is_empty() {
-            writeln!(out, "{:<72} {:>9} {:>9}", "bars", "measured", "at most")?;
+            writeln!(out, "{:<80} {:>9} {:>9}", "bars", "measured", "at most")?;
             for bar in &self.bars {
                 let verdict = if bar.holds { "holds" } else { "MISSED" };
-                writeln!(out, "{:<72} {:>9.2} {:>9.2}  {verdict}", bar.what, bar.measured, bar.at_most)?;
+                writeln!(out, "{:<80} {:>9.2} {:>9.2}  {verdict}", bar.what, bar.measured, bar.at_most)?;
             }
         }
         if self.interrupted {
