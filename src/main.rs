@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod balancer;
+mod bench;
 mod client_side;
 mod demo;
 mod load;
@@ -32,6 +33,7 @@ enum Command {
     Status(status::Args),
     Demo(demo::Args),
     Load(load::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Repl(args) => repl::run(args),
         Command::Status(args) => status::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Load(args) => load::run(args),
     }
 }

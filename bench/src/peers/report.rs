@@ -200,6 +200,16 @@ impl Report {
         self.closed.iter().find(|it| it.scenario == Scenario { connections, window, size })
     }
 
+    /// Every turn of Reparto that was asked for gave its figures.
+    pub fn is_whole(&self) -> bool {
+        let closed = self.closed.iter().flat_map(|it| &it.contestants);
+        let others = self.library.iter().flat_map(|it| &it.contestants);
+        let open = self.open_loop.iter().flat_map(|it| &it.contestants);
+        let floods = self.floods.iter().flat_map(|it| [&it.alone, &it.flooded]);
+        let mut reparto = closed.chain(others).chain(open).chain(floods).filter(|it| it.server == Server::Reparto);
+        reparto.all(|it| it.rounds.iter().all(Option::is_some))
+    }
+
     /// The report for programs: `scenarios` with each server's medians, and beside it the other parts that were run.
     pub fn json(&self) -> Value {
         let scenarios: Vec<Value> = self.closed.iter().map(closed_json).collect();
