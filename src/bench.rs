@@ -12,6 +12,8 @@ use reparto_bench::peers::{self, Options, Parts, PeersError, Report, Scenario, S
 use crate::client_side::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, complain};
 use crate::parse;
 
+mod scale;
+
 /// The exit code after Ctrl-C, as shells say of SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -25,6 +27,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     Peers(PeersArgs),
+    Scale(scale::Args),
 }
 
 /// Compare Reparto with nats-server, gearmand, and the byte relays HAProxy and nginx.
@@ -121,12 +124,6 @@ impl PeersArgs {
 
 /// Runs it.
 pub(crate) fn run(args: Args) -> ExitCode {
-    match args.command {
-        Command::Peers(args) => run_peers(&args),
-    }
-}
-
-fn run_peers(args: &PeersArgs) -> ExitCode {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => {
@@ -134,16 +131,26 @@ fn run_peers(args: &PeersArgs) -> ExitCode {
             return fail(EXIT_FAILED, &sentence);
         }
     };
-    if args.write.is_some() && args.part.iter().all(|part| *part != Part::Closed) && !args.part.is_empty() {
-        return fail(EXIT_USAGE, "--write draws the closed loops, so it needs --part closed, or no --part at all");
-    }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     // Every turn looks at it, and servers are killed on the way out, so a second signal has nothing to add.
     if let Err(error) = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)) {
         return fail(EXIT_FAILED, &format!("signals cannot be caught: {error}"));
     }
-    match peers::run(&args.options(program), &stop) {
+    match args.command {
+        Command::Peers(args) => run_peers(&args, program, &stop),
+        Command::Scale(args) => scale::run(&args, program, stop),
+    }
+}
+
+fn run_peers(args: &PeersArgs, program: PathBuf, stop: &AtomicBool) -> ExitCode {
+    if args.write.is_some() && args.part.iter().all(|part| *part != Part::Closed) && !args.part.is_empty() {
+        return fail(
+            EXIT_USAGE,
+            "--write draws the closed loops, so it needs --part closed, or no --part at all",
+        );
+    }
+    match peers::run(&args.options(program), stop) {
         Ok(report) => conclude(args, &report),
         Err(PeersError::Interrupted) => fail(INTERRUPTED, "interrupted; nothing was written"),
         Err(error @ PeersError::Options(_)) => fail(EXIT_USAGE, &error.to_string()),
@@ -229,8 +236,10 @@ mod tests {
 
     fn options(arguments: &[&str]) -> Options {
         let all = ["reparto", "peers"].iter().chain(arguments);
-        let Command::Peers(args) = Cli::try_parse_from(all).unwrap().args.command;
-        args.options("reparto".into())
+        match Cli::try_parse_from(all).unwrap().args.command {
+            Command::Peers(args) => args.options("reparto".into()),
+            Command::Scale(_) => unreachable!("these are the arguments of peers"),
+        }
     }
 
     #[test]
