@@ -3,10 +3,12 @@
 use byteorder::{BigEndian, ByteOrder};
 use bytes::{BufMut, BytesMut};
 
-use super::{AssignTask, FLAG_BACKGROUND, FLAG_RECALL, FLAG_RESUME, Message, Outcome, Register, Role, Task};
+use super::{
+    AssignTask, FLAG_BACKGROUND, FLAG_RECALL, FLAG_RESUME, Message, Outcome, Register, Role, Task, TaskDone,
+};
 use crate::error::FrameError;
 use crate::field::{self, Tag};
-use crate::frame::{Frame, FrameType, HEADER_BYTES, HeadWriter, LENGTH_BYTES};
+use crate::frame::{Frame, FrameType, HEADER_BYTES, HeadWriter, LENGTH_BYTES, put_header};
 use crate::limits;
 
 impl<'a> Message<'a> {
@@ -72,7 +74,7 @@ impl<'a> Message<'a> {
     pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
         match self {
             Message::Task(m) => encode_task(m, out, payload_bytes),
-            Message::AssignTask(m) => encode_assign_task(m, out, payload_bytes),
+            Message::AssignTask(m) => m.encode_head(out, payload_bytes),
             Message::TaskResult(m) => {
                 let flags = match m.outcome {
                     Outcome::Done => 0,
@@ -89,7 +91,7 @@ impl<'a> Message<'a> {
                 }
                 head.end(out, payload_bytes);
             }
-            Message::Result(m) => HeadWriter::begin(out, FrameType::Result, 0, m.id).end(out, payload_bytes),
+            Message::Result(m) => m.encode_head(out, payload_bytes),
             Message::Hello(m) => {
                 let head = HeadWriter::begin(out, FrameType::Hello, 0, 0);
                 put_magic(out, m.version);
@@ -242,6 +244,32 @@ fn encode_task(m: &Task<'_>, out: &mut BytesMut, payload_bytes: usize) {
         field::put_u8(out, Tag::MaxAttempts, attempts);
     }
     head.end(out, payload_bytes);
+}
+
+impl TaskDone<'_> {
+    /// Appends a RESULT's header, for a payload of `payload_bytes` that follows by itself; as
+    /// [`Message::encode_head`] does.
+    #[inline]
+    pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
+        put_header(out, (FrameType::Result, 0, self.id), 0, payload_bytes);
+    }
+}
+
+impl AssignTask<'_> {
+    /// Appends an ASSIGN_TASK's header and fields, for a payload of `payload_bytes` that follows by itself; as
+    /// [`Message::encode_head`] does. The commonest form, an action and nothing else, takes a shorter way.
+    #[inline]
+    pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
+        let bare = self.attempt == 1 && self.deadline_ms.is_none() && self.key.is_none();
+        let action = self.action.as_bytes();
+        if !bare || self.task_id.is_some() || action.len() > limits::MAX_ACTION_BYTES {
+            return encode_assign_task(self, out, payload_bytes);
+        }
+        let fields_bytes = (field::FIELD_HEADER_BYTES + action.len()) as u16;
+        put_header(out, (FrameType::AssignTask, 0, self.id), fields_bytes, payload_bytes);
+        out.put_slice(&[Tag::Action as u8, 0, action.len() as u8]);
+        out.put_slice(action);
+    }
 }
 
 fn encode_assign_task(m: &AssignTask<'_>, out: &mut BytesMut, payload_bytes: usize) {
