@@ -559,6 +559,20 @@ mod tests {
     }
 
     #[test]
+    fn weighted_gives_each_worker_its_share_also_where_workers_offer_different_actions() {
+        let mut bench = Bench::new(Policy::Weighted, 3);
+        bench.join(4, 4, 1, &[0]);
+        bench.join(4, 4, 2, &[0]);
+        bench.join(4, 4, 5, &[0, 1]);
+        bench.join(4, 4, 2, &[0, 2]);
+        let counts = bench.counts(0, 1_000);
+        assert!(
+            counts.iter().zip([100_u32, 200, 500, 200]).all(|(is, due)| due.abs_diff(*is) <= 2),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
     fn least_loaded_follows_what_is_in_flight_relative_to_threads() {
         let mut bench = Bench::new(Policy::LeastLoaded, 1);
         bench.join(8, 1000, 1, &[0]);

@@ -63,3 +63,50 @@ fn a_client_of_one_action_has_its_turn_beside_a_flood_of_another_action() {
     let order = served(&mut world, 3);
     assert!(order.contains(&(few, 1)), "{order:?}");
 }
+
+#[test]
+fn under_an_endless_flood_nothing_starves() {
+    // Nine levels are worth 45 s, and those of the flood that go first have waited themselves, for 20 s at most.
+    let bound = Duration::from_secs(45 + 20 + 5);
+    for seed in 0..10 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut world = world();
+        let flooding: Vec<Peer> = (0..3).map(|_| world.client()).collect();
+        let patient: Vec<Peer> = (0..3).map(|_| world.client()).collect();
+        world.worker("w", 1, 1, &["a", "b"]);
+        let mut waiting = std::collections::HashMap::new();
+        let mut held: Option<(Peer, AssignmentId)> = None;
+        for step in 0..2_000_u64 {
+            let mut out = Vec::new();
+            for n in 0..2 {
+                out.extend(world.submit_with(flooding[random.usize(..3)], 2 * step + n, |task| {
+                    task.priority = random.u8(5..10);
+                    task.wait = Some(Duration::from_secs(20));
+                }));
+            }
+            if step % 20 == 0 {
+                let peer = patient[random.usize(..3)];
+                waiting.insert((peer, step), world.now);
+                out.extend(world.submit_with(peer, step, |task| {
+                    task.action = ["a", "b"][random.usize(..2)];
+                    task.priority = random.u8(..10);
+                    task.wait = Some(Duration::from_secs(100_000));
+                }));
+            }
+            if let Some(assigned) = held {
+                world.handle(Event::Heard { peer: assigned.0 });
+                out.extend(world.finish(assigned, Finish::Done));
+            }
+            out.extend(world.pass(Duration::from_millis(100)));
+            for out in out {
+                match out {
+                    Out::Assign(peer, assignment) => held = Some((peer, assignment)),
+                    Out::Result(peer, id, _) => _ = waiting.remove(&(peer, id)),
+                    _ => {}
+                }
+            }
+            let longest = waiting.values().map(|since| world.now.since(*since)).max();
+            assert!(longest.is_none_or(|longest| longest < bound), "seed {seed}: {longest:?}");
+        }
+    }
+}
