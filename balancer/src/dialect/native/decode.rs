@@ -47,8 +47,15 @@ impl Session {
         let Some((frame, length)) = Frame::parse(&chunk[from..], self.frame_limit(context))? else {
             return Ok((Step::Incomplete, 0));
         };
-        self.admit(frame.kind)?;
-        Ok((self.take(context, peer, chunk, Message::decode(&frame)?)?, length))
+        let step = match (self.state, frame.kind) {
+            (State::Client, FrameType::Task) => submit(peer, chunk, &Task::decode(&frame)?),
+            (State::Worker, FrameType::TaskResult) => finished(peer, chunk, &TaskResult::decode(&frame)?),
+            (_, kind) => {
+                self.admit(kind)?;
+                self.take(context, peer, chunk, Message::decode(&frame)?)?
+            }
+        };
+        Ok((step, length))
     }
 
     /// Before HELLO a peer is a stranger, and HELLO is small.

@@ -24,7 +24,8 @@ pub fn encode(now: Time, effect: Effect, assignment: Option<Assignment<'_>>, out
             }
         }
         Effect::Result { id, payload, .. } => {
-            put(&Message::Result(TaskDone { id, payload: &[] }), &payload, out);
+            TaskDone { id, payload: &[] }.encode_head(out.buffer(), payload.len());
+            out.payload(&payload);
         }
         Effect::Fail { id, code, message, payload, .. } => {
             put(&Message::Error(ErrorMessage { id, code, message: &message, payload: &[] }), &payload, out);
@@ -78,7 +79,7 @@ pub fn refuse(refusal: &Refusal, out: &mut Output) {
 
 #[inline]
 fn assign(now: Time, id: u64, assignment: &Assignment<'_>, out: &mut Output) {
-    let message = Message::AssignTask(AssignTask {
+    let message = AssignTask {
         id,
         action: assignment.action,
         attempt: assignment.attempt,
@@ -86,8 +87,9 @@ fn assign(now: Time, id: u64, assignment: &Assignment<'_>, out: &mut Output) {
         key: Some(assignment.key).filter(|key| !key.is_empty()),
         task_id: None,
         payload: &[],
-    });
-    put(&message, assignment.payload, out);
+    };
+    message.encode_head(out.buffer(), assignment.payload.len());
+    out.payload(assignment.payload);
 }
 
 /// Rounded up, so that a task with time left is never told that it has none.
