@@ -15,6 +15,13 @@ const ACTION: &str = "echo";
 /// The client's row; workers have those from 1 on.
 const CLIENT: Peer = Peer { index: 0, generation: 1 };
 
+/// The same order of workers in every run.
+const SEED: u64 = 1;
+
+fn worker_peer(worker: u32) -> Peer {
+    Peer { index: worker, generation: 1 }
+}
+
 /// A [`Scheduler`] with one client and as many workers as asked for, driven by hand.
 ///
 /// ```
@@ -61,9 +68,22 @@ impl SchedulerRig {
                 service_ns: None,
                 actions: vec![ACTION],
             };
-            rig.handle(Event::Register { peer: Peer { index: worker, generation: 1 }, registration });
+            rig.handle(Event::Register { peer: worker_peer(worker), registration });
         }
+        rig.shuffle(workers);
         rig
+    }
+
+    /// Has every worker leave its place and come back, in random order: where workers have come and gone, the next
+    /// one to be chosen does not lie beside the one before, waiting in the processor's cache.
+    fn shuffle(&mut self, workers: u32) {
+        let mut order: Vec<u32> = (1..=workers).collect();
+        fastrand::Rng::with_seed(SEED).shuffle(&mut order);
+        for worker in order {
+            for resume in [false, true] {
+                self.handle(Event::Drain { peer: worker_peer(worker), request: 2, resume });
+            }
+        }
     }
 
     /// Tasks that workers hold.
