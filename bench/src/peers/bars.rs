@@ -71,14 +71,14 @@ pub(super) fn table(report: &Report) -> Table {
     for open in &report.open_loop {
         let here = ratio(&open.contestants, |it| it.p999_us);
         if let Some(here) = here {
-            let what = format!("p99.9 by nats', open loop at {} of its peak", open.share);
+            let what = format!("p99.9 over nats's, open loop at {} of its peak", open.share);
             row(what, wanted(false, OPEN_LOOP_P999), format!("{here:.2}"), here <= OPEN_LOOP_P999);
         }
     }
     if let Some(library) = &report.library
         && let Some(here) = ratio(&library.contestants, |it| it.tasks_per_second)
     {
-        let what = format!("tasks/s by nats', {}, through its libraries", library.scenario);
+        let what = format!("tasks/s over nats's, {}, through its libraries", library.scenario);
         row(what, wanted(true, LIBRARY_SPEED), format!("{here:.2}"), here >= LIBRARY_SPEED);
     }
     let flood = report.floods.iter().find(|it| it.alone.server == Server::Reparto);
@@ -98,7 +98,7 @@ impl Bar {
             Bound::P99(bound) => (|it| it.p99_us, "p99", false, bound),
         };
         let here = closed.ratio(self.peer, figure)?.median;
-        Some((format!("{name} by {}'s, {}", self.peer, closed.scenario), least, bound, here))
+        Some((format!("{name} over {}'s, {}", self.peer, closed.scenario), least, bound, here))
     }
 }
 

@@ -79,8 +79,15 @@ fn measure(
         duration,
         ..Load::default()
     };
-    let large =
-        Load { connections: 1, window: LARGE_WINDOW, size: LARGE, warm_up, duration, pace: Pace::Window };
+    let large = Load {
+        connections: 1,
+        window: LARGE_WINDOW,
+        size: LARGE,
+        warm_up,
+        duration,
+        pace: Pace::Window,
+        first_client: 1,
+    };
     let running = contender.start(WORKERS, LARGE)?;
     let protocol = contender.contender.protocol();
     let (small, large) = thread::scope(|scope| {

@@ -77,7 +77,8 @@ fn how(report: &Report) -> String {
          nothing beside what the protocol asks for. Every task is an echo. {} rounds, in each of which every server \
          is started anew and has its turn: {:?} of warm-up, then {:?} measured. A figure is the median over the \
          rounds; a ratio is Reparto's figure over the other's in the same round, the median first, then the least and \
-         the most. gearmand runs with one thread and with its default, and relays (which pass bytes on and know \
+         the most. NATS is driven as its client libraries do it, with a reply subject of its own for each request; gearmand's \
+         workers keep several GRAB_JOBs on the way under load. gearmand runs with one thread and with its default, and relays (which pass bytes on and know \
          nothing of tasks) are HAProxy with one thread and nginx: the faster one of two counts.\n",
         report.rounds, report.warm_up, report.duration
     )

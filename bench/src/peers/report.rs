@@ -206,7 +206,8 @@ impl Report {
         let others = self.library.iter().flat_map(|it| &it.contestants);
         let open = self.open_loop.iter().flat_map(|it| &it.contestants);
         let floods = self.floods.iter().flat_map(|it| [&it.alone, &it.flooded]);
-        let mut reparto = closed.chain(others).chain(open).chain(floods).filter(|it| it.server == Server::Reparto);
+        let mut reparto =
+            closed.chain(others).chain(open).chain(floods).filter(|it| it.server == Server::Reparto);
         reparto.all(|it| it.rounds.iter().all(Option::is_some))
     }
 

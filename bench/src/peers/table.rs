@@ -81,8 +81,16 @@ impl Report {
 const LATENCIES: [&str; 4] = ["tasks/s", "p50", "p99", "p99.9"];
 
 fn closed(report: &ClosedReport) -> Table {
-    let headings =
-        ["server", "tasks/s", "p50", "p99", "p99.9", "Reparto's tasks/s", "Reparto's p50", "Reparto's p99"];
+    let headings = [
+        "server",
+        "tasks/s",
+        "p50",
+        "p99",
+        "p99.9",
+        "reparto's tasks/s over",
+        "reparto's p50 over",
+        "reparto's p99 over",
+    ];
     let mut table = Table::new(format!("{}, closed loop", report.scenario), &headings);
     for contestant in &report.contestants {
         let mut row = figures(contestant);
@@ -96,16 +104,16 @@ fn closed(report: &ClosedReport) -> Table {
 }
 
 fn library(report: &LibraryReport) -> Table {
-    let headings = [&["server"], LATENCIES.as_slice(), &["tasks/s by NATS'"]].concat();
+    let headings = [&["server"], LATENCIES.as_slice(), &["tasks/s over nats's"]].concat();
     let mut table = Table::new(format!("{}, Reparto through its own libraries", report.scenario), &headings);
     compare_with_nats(&mut table, &report.contestants, |it| it.tasks_per_second);
     table
 }
 
 fn open_loop(report: &OpenLoopReport) -> Table {
-    let headings = [&["server"], LATENCIES.as_slice(), &["p99.9 by NATS'"]].concat();
+    let headings = [&["server"], LATENCIES.as_slice(), &["p99.9 over nats's"]].concat();
     let rate = HumanCount(report.rate.round() as u64);
-    let title = format!("Open loop, {rate} tasks/s due, {} of NATS' peak", report.share);
+    let title = format!("Open loop, {rate} tasks/s due, {} of nats's peak", report.share);
     let mut table = Table::new(title, &headings);
     compare_with_nats(&mut table, &report.contestants, |it| it.p999_us);
     table

@@ -55,6 +55,8 @@ pub struct Load {
     pub duration: Duration,
     /// What makes a client send.
     pub pace: Pace,
+    /// The number of the first client. Loads that are driven at one server at the same time need numbers apart.
+    pub first_client: usize,
 }
 
 impl Default for Load {
@@ -66,6 +68,7 @@ impl Default for Load {
             warm_up: Duration::ZERO,
             duration: Duration::from_secs(2),
             pace: Pace::Window,
+            first_client: 0,
         }
     }
 }
@@ -140,7 +143,7 @@ pub fn drive(
     }
     let mut connections = Vec::with_capacity(load.connections);
     for number in 0..load.connections {
-        let mut codec = protocol.client(number, load.size);
+        let mut codec = protocol.client(load.first_client + number, load.size);
         let frame_bytes = load.size.saturating_add(protocol.overhead_bytes());
         // What a frame has beside its payload is about a hundred bytes in every protocol.
         let polls = (load.size + 128).saturating_mul(load.window) > BLOCKING_BYTES;

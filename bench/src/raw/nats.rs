@@ -1,13 +1,19 @@
 //! The NATS protocol, driven raw: request and reply, with the workers in one queue group.
 //!
-//! A client has one reply subject for all its requests, which the server finds again at once; the payload tells
-//! them apart. A subject for each request would cost the server more.
+//! As every client library of NATS does it, a client subscribes to all subjects under an inbox of its own, and each
+//! request has a new one of them to be replied to. (One reply subject for all requests would cost the server less,
+//! since it would find its subscriber in a cache; nobody's requests look so.)
+
+use std::ops::Range;
 
 use super::protocol::{ACTION, MIN_PAYLOAD_BYTES};
 use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
 
 /// Longest line, which has no bound of its own in the protocol; INFO is the longest that there is.
 const MAX_LINE_BYTES: usize = 16 * 1024;
+
+/// Digits of a request's own part of its reply subject.
+const TOKEN_DIGITS: usize = 10;
 
 /// Ends every line and every payload.
 const END: &[u8; 2] = b"\r\n";
@@ -23,8 +29,10 @@ impl Protocol for Nats {
 
     fn client(&self, number: usize, size: usize) -> Box<dyn ClientCodec> {
         let inbox = format!("_INBOX.{number}");
-        let head = format!("PUB {ACTION} {inbox} {size}\r\n").into_bytes();
-        Box::new(Client { inbox, head, size, ready: false })
+        let before = format!("PUB {ACTION} {inbox}.");
+        let head = format!("{before}{} {size}\r\n", "0".repeat(TOKEN_DIGITS)).into_bytes();
+        let token = before.len()..before.len() + TOKEN_DIGITS;
+        Box::new(Client { inbox, head, token, size, ready: false })
     }
 
     fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {
@@ -40,13 +48,15 @@ struct Client {
     inbox: String,
     /// A PUB's line.
     head: Vec<u8>,
+    /// Where in it the request's own part of the reply subject stands, in digits.
+    token: Range<usize>,
     size: usize,
     ready: bool,
 }
 
 impl ClientCodec for Client {
     fn greet(&mut self, output: &mut Output) {
-        greet(&format!("SUB {} 1", self.inbox), output);
+        greet(&format!("SUB {}.* 1", self.inbox), output);
     }
 
     fn ready(&self) -> bool {
@@ -55,6 +65,7 @@ impl ClientCodec for Client {
 
     fn tasks(&mut self, ids: &[u64], output: &mut Output) {
         for id in ids {
+            count_up(&mut self.head[self.token.clone()]);
             output.put(&self.head);
             output.put(&id.to_be_bytes());
             output.put_payload(MIN_PAYLOAD_BYTES);
@@ -126,6 +137,17 @@ fn greet(subscribe: &str, output: &mut Output) {
     let options = r#"{"verbose":false,"pedantic":false,"tls_required":false,"name":"reparto-bench","lang":"raw","version":"1"}"#;
     // The PONG comes when all before it is in force.
     output.put(format!("CONNECT {options}\r\n{subscribe}\r\nPING\r\n").as_bytes());
+}
+
+/// Counts a number of ASCII digits up; after nines come zeros.
+fn count_up(digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        if *digit != b'9' {
+            *digit += 1;
+            return;
+        }
+        *digit = b'0';
+    }
 }
 
 enum Operation<'a> {

@@ -94,12 +94,13 @@ pub(super) fn drive(
     }
     let (mut senders, mut links) = (Vec::new(), Vec::new());
     for number in 0..load.connections {
-        let mut codec = protocol.client(number, load.size);
+        let client = load.first_client + number;
+        let mut codec = protocol.client(client, load.size);
         let frame_bytes = load.size.saturating_add(protocol.overhead_bytes());
         let mut link = Link::connect(address, Output::default(), frame_bytes, false)?;
         handshake(&mut link, codec.as_mut())?;
         let output = Output::with_payload(vec![b'x'; load.size]);
-        let (stream, codec_to_send) = (link.closer()?, protocol.client(number, load.size));
+        let (stream, codec_to_send) = (link.closer()?, protocol.client(client, load.size));
         senders.push(Sender { stream, codec: codec_to_send, output, sent: 0 });
         links.push((link, codec));
     }

@@ -160,9 +160,14 @@ fn a_gearman_worker_does_not_sleep_while_a_grab_is_unanswered() {
 }
 
 #[test]
-fn a_nats_request_carries_its_number_in_the_payload() {
-    let bytes = tasks(Nats.client(3, 10).as_mut(), &[258], 10);
-    assert_eq!(bytes, b"PUB echo _INBOX.3 10\r\n\0\0\0\0\0\0\x01\x02xx\r\n");
+fn a_nats_request_has_a_reply_subject_of_its_own_and_carries_its_number_in_the_payload() {
+    let mut client = Nats.client(3, 10);
+    let first = tasks(client.as_mut(), &[258], 10);
+    assert_eq!(first, b"PUB echo _INBOX.3.0000000001 10\r\n\0\0\0\0\0\0\x01\x02xx\r\n");
+    let ninth = tasks(client.as_mut(), &[0, 0, 0, 0, 0, 0, 0, 0], 10);
+    assert!(ninth.starts_with(b"PUB echo _INBOX.3.0000000002 10"));
+    let tenth = tasks(client.as_mut(), &[0], 10);
+    assert!(tenth.starts_with(b"PUB echo _INBOX.3.0000000010 10"));
 }
 
 #[test]
@@ -307,7 +312,7 @@ fn a_nats_client_greets_and_waits_for_the_pong_before_it_asks() {
         stream.write_all(b"INFO {}\r\n").unwrap();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut line = String::new();
-        for wanted in ["CONNECT {", "SUB _INBOX.0 1", "PING"] {
+        for wanted in ["CONNECT {", "SUB _INBOX.0.* 1", "PING"] {
             line.clear();
             reader.read_line(&mut line).unwrap();
             assert!(line.starts_with(wanted), "{line}");
@@ -318,10 +323,10 @@ fn a_nats_client_greets_and_waits_for_the_pong_before_it_asks() {
             if reader.read_line(&mut line).unwrap_or(0) == 0 {
                 return;
             }
-            assert_eq!(line, "PUB echo _INBOX.0 64\r\n");
+            assert!(line.starts_with("PUB echo _INBOX.0.0"), "{line}");
             let mut payload = [0; 66];
             reader.read_exact(&mut payload).unwrap();
-            let reply = [b"MSG _INBOX.0 1 64\r\n".as_slice(), &payload].concat();
+            let reply = [b"MSG _INBOX.0.1 1 64\r\n".as_slice(), &payload].concat();
             stream.write_all(&reply).unwrap();
         }
     });
