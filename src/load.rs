@@ -39,13 +39,16 @@ const MAX_SIZE: u64 = 1 << 30;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  reparto load echo                                 four connections, 128 tasks in flight each, for ten seconds
-  reparto load echo --connections 1 --window 1      one task at a time: the shortest way there and back
+  reparto load echo
+      four connections with 128 tasks in flight each, for ten seconds
+  reparto load echo --connections 1 --window 1
+      one task at a time: the shortest way there and back
   reparto load echo --rate 20000 --duration 30s --plot echo.svg
-                                                    20,000 tasks a second, and a picture of their latency
-  reparto load sum --payload 1,2,3 --json           one JSON object at the end
+      20,000 tasks a second, and a picture of their latency
+  reparto load sum --payload 1,2,3 --json
+      one JSON object at the end
 
-Exit code: 0 every task succeeded, 1 some failed or were not answered, 2 wrong usage, 3 no balancer could be
+Exit code: 0 every task succeeded, 1 some failed or were not answered, 2 wrong usage, 3 no balancer could be \
 reached, or it was lost.")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -48,6 +48,9 @@ impl Place {
         }
         command.env("REPARTO_LOG", "error");
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // Ctrl-C in a terminal goes to the whole group; the balancer is ended by its owner alone.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut process = Process(command.spawn().map_err(|error| failed(error.to_string()))?);
         let output = process.0.stdout.take().ok_or_else(|| failed("it has no standard output".into()))?;
         let mut line = String::new();
