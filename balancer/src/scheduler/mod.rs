@@ -33,17 +33,20 @@
 //!
 //! # How it is laid out
 //!
-//! Everything lives in slabs (`slab`) and is known by index. A task (`task`) is in exactly one place: in a
-//! flow of its action's queue (`queue`), or held by a worker (`worker`). Workers are chosen by `choice`; the
-//! timers of tasks stand in a `wheel`, what is due for workers in a small ordered set. The rules themselves are
-//! in `clients` (submit, cancel, leave), `workers` (register, assign, finish, lost, recall) and `ending`
-//! (answering, expiring, stopping).
+//! Everything lives in slabs ([`slab`]) and is known by index, or found by a [`table`]. A task ([`task`]) is in
+//! exactly one place: in a flow of its action's queue ([`queue`]), or held by a worker ([`worker`]). Workers are chosen
+//! by [`choice`], actions by [`turns`]; the timers of tasks stand in a [`wheel`], what is due for workers in a small
+//! ordered set. The rules themselves are in `clients` (submit, cancel, leave), `workers` (register, finish, lost),
+//! `assigning` (queue, assign, feed), `watching` (heartbeats, recall) and `ending` (answering, expiring, stopping).
+//!
+//! No event works through what may be a million rows: [`Scheduler::tick`] does a part of it at a time.
 //!
 //! One invariant carries the speed: after every event, no action has both a waiting task and a worker with room.
 //! So a new task either goes straight to a worker or to its queue, and a worker that has finished is the only one
 //! that need be fed.
 
 mod api;
+mod assigning;
 mod choice;
 mod clients;
 mod ending;
@@ -52,6 +55,8 @@ mod slab;
 mod status;
 mod table;
 mod task;
+mod turns;
+mod watching;
 mod wheel;
 mod worker;
 mod workers;

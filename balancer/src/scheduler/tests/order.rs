@@ -110,3 +110,37 @@ fn under_an_endless_flood_nothing_starves() {
         }
     }
 }
+
+#[test]
+fn a_worker_is_given_many_tasks_at_once_in_the_order_in_which_it_would_be_given_one_by_one() {
+    for seed in 0..20 {
+        let order = |room: u32| {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut world = world();
+            let clients: Vec<Peer> = (0..3).map(|_| world.client()).collect();
+            for id in 0..200 {
+                world.pass(Duration::from_millis(random.u64(..200)));
+                world.submit_with(clients[random.usize(..3)], id, |task| {
+                    task.action = ["a", "b", "c", "d", "e"][random.usize(..5)];
+                    task.priority = random.u8(..10);
+                    task.payload = vec![0; 1 << random.u32(..14)].into();
+                });
+            }
+            let (_, out) = world.worker_and_out("w", 1, room, &["a", "b", "c", "d", "e", "f", "g"]);
+            let mut held = std::collections::VecDeque::from(assignments(&out));
+            let mut order = Vec::new();
+            while let Some(assigned) = held.pop_front() {
+                let out = world.finish(assigned, Finish::Done);
+                let Out::Result(peer, id, _) = out[0] else { panic!("{out:?}") };
+                order.push((peer, id));
+                held.extend(assignments(&out));
+            }
+            assert_eq!(order.len(), 200);
+            order
+        };
+        let one_by_one = order(1);
+        for room in [2, 7, 200] {
+            assert_eq!(order(room), one_by_one, "seed {seed}, {room} at once");
+        }
+    }
+}
