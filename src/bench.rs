@@ -198,7 +198,7 @@ fn conclude(args: &PeersArgs, report: &Report) -> ExitCode {
 fn print(args: &PeersArgs, report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", report.json())?;
+        writeln!(out, "{}", report.json()?)?;
         return out.flush();
     }
     for table in report.tables() {

@@ -125,7 +125,7 @@ mod tests {
         // NATS, gearmand; open loop, libraries, flood.
         assert_eq!(
             verdicts,
-            [("6.00", "yes"), ("3.50", "no"), ("1.00", "no"), ("1.00", "no"), ("0.0 us", "yes")]
+            [("6.00", "yes"), ("2.90", "no"), ("1.00", "no"), ("1.00", "no"), ("0.0 us", "yes")]
         );
     }
 }
