@@ -33,9 +33,9 @@
 //!
 //! # How it is laid out
 //!
-//! Everything lives in slabs ([`slab`]) and is known by index, or found by a [`table`]. A task ([`task`]) is in
-//! exactly one place: in a flow of its action's queue ([`queue`]), or held by a worker ([`worker`]). Workers are chosen
-//! by [`choice`], actions by [`turns`]; the timers of tasks stand in a [`wheel`], what is due for workers in a small
+//! Everything lives in slabs (`slab`) and is known by index, or found by a `table`. A task (`task`) is in
+//! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`). Workers are chosen
+//! by `choice`, actions by `turns`; the timers of tasks stand in a `wheel`, what is due for workers in a small
 //! ordered set. The rules themselves are in `clients` (submit, cancel, leave), `workers` (register, finish, lost),
 //! `assigning` (queue, assign, feed), `watching` (heartbeats, recall) and `ending` (answering, expiring, stopping).
 //!
