@@ -20,13 +20,6 @@ mod output;
 
 pub use output::{Output, SHARED_PAYLOAD_BYTES};
 
-/// Payloads from here on keep the memory that they were read into. Smaller ones that are kept get memory of their
-/// own, so that a task or a result that waits for long cannot hold a whole read buffer for a few bytes.
-pub const KEPT_PAYLOAD_BYTES: usize = 32 * 1024;
-
-/// The scheduler copies payloads of tasks below this, so they need not be copied before.
-const SCHEDULER_COPIES_BYTES: usize = 16 * 1024;
-
 /// Which listener a connection came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listener {
@@ -172,7 +165,13 @@ impl Session {
 
     /// Writes down an effect that concerns this connection. `assignment` is there for [`Effect::Assign`].
     #[inline]
-    pub fn encode(&self, now: Time, effect: Effect, assignment: Option<Assignment<'_>>, out: &mut Output) {
+    pub fn encode(
+        &self,
+        now: Time,
+        effect: Effect<'_>,
+        assignment: Option<Assignment<'_>>,
+        out: &mut Output,
+    ) {
         match self {
             Session::Native(_) => native::encode(now, effect, assignment, out),
         }

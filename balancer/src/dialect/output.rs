@@ -5,6 +5,8 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::scheduler::Payload;
+
 /// Payloads from here on are passed on as they are; smaller ones are copied behind their heads.
 pub const SHARED_PAYLOAD_BYTES: usize = 4 * 1024;
 
@@ -71,11 +73,11 @@ impl Output {
 
     /// Appends a payload: copied when it is small, shared when it is not.
     #[inline]
-    pub fn payload(&mut self, payload: &Bytes) {
+    pub fn payload(&mut self, payload: Payload<'_>) {
         if payload.len() < SHARED_PAYLOAD_BYTES {
-            self.tail.extend_from_slice(payload);
+            self.tail.extend_from_slice(payload.as_slice());
         } else {
-            self.share(payload.clone());
+            self.share(payload.to_bytes());
         }
     }
 
@@ -150,7 +152,7 @@ mod tests {
             for (index, size) in [3, 6000, 0, 10, 4096, 9].into_iter().enumerate() {
                 let payload = Bytes::from(vec![index as u8; size]);
                 output.buffer().extend_from_slice(&[b'#', index as u8]);
-                output.payload(&payload);
+                output.payload(Payload::from(&payload));
                 whole.extend_from_slice(&[b'#', index as u8]);
                 whole.extend_from_slice(&payload);
             }
@@ -168,10 +170,10 @@ mod tests {
     #[test]
     fn small_payloads_are_copied_and_large_ones_shared() {
         let mut output = Output::default();
-        output.payload(&Bytes::from(vec![1; SHARED_PAYLOAD_BYTES - 1]));
+        output.payload(Payload::new(&[1; SHARED_PAYLOAD_BYTES - 1]));
         assert_eq!(output.pieces(), 1);
         let large = Bytes::from(vec![2; SHARED_PAYLOAD_BYTES]);
-        output.payload(&large);
+        output.payload(Payload::from(&large));
         assert_eq!(output.pieces(), 2);
         let mut slices = [IoSlice::new(&[]); 2];
         output.slices(&mut slices);

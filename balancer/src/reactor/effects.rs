@@ -11,25 +11,29 @@ impl Reactor {
     /// Hands the scheduler an event, and carries out what it wants done.
     #[inline]
     pub(super) fn handle(&mut self, event: Event<'_>) {
-        self.scheduler.handle(self.now, event, &mut self.effects);
-        self.carry_out();
+        let mut effects = again(std::mem::take(&mut self.effects));
+        self.scheduler.handle(self.now, event, &mut effects);
+        self.carry_out(effects);
     }
 
-    /// Carries out the effects that there are, in their order.
-    #[inline]
-    pub(super) fn carry_out(&mut self) {
-        if self.effects.is_empty() {
-            return;
-        }
+    /// Has the scheduler do what is due, and carries out what it wants done.
+    pub(super) fn tick(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
+        self.scheduler.tick(self.now, &mut effects);
+        self.carry_out(effects);
+    }
+
+    /// Carries out effects, in their order, and keeps their memory for the next ones.
+    #[inline]
+    pub(super) fn carry_out(&mut self, mut effects: Vec<Effect<'_>>) {
         for effect in effects.drain(..) {
             self.carry_out_one(effect);
         }
-        self.effects = effects;
+        self.effects = again(effects);
     }
 
     #[inline]
-    fn carry_out_one(&mut self, effect: Effect) {
+    fn carry_out_one(&mut self, effect: Effect<'_>) {
         let Some(peer) = peer_of(&effect) else {
             self.stopped = true;
             return;
@@ -112,7 +116,7 @@ pub(super) fn touch(
 
 /// Whom an effect concerns; nobody in particular for [`Effect::Stopped`].
 #[inline]
-fn peer_of(effect: &Effect) -> Option<Peer> {
+fn peer_of(effect: &Effect<'_>) -> Option<Peer> {
     match effect {
         Effect::Assign { peer, .. }
         | Effect::CancelAssignment { peer, .. }
@@ -125,4 +129,12 @@ fn peer_of(effect: &Effect) -> Option<Peer> {
         | Effect::Close { peer, .. } => Some(*peer),
         Effect::Stopped => None,
     }
+}
+
+/// An empty list's memory, for effects that borrow from another event. Collecting a list's own iterator into a list
+/// of the same layout takes the memory over.
+#[inline]
+fn again<'a>(mut effects: Vec<Effect<'_>>) -> Vec<Effect<'a>> {
+    effects.clear();
+    effects.into_iter().map_while(|_| None).collect()
 }

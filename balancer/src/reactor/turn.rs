@@ -56,7 +56,7 @@ pub(super) struct Reactor {
     pub(super) deadlines: Deadlines,
     pub(super) read_buffer: ReadBuffer,
     /// What the scheduler wants done; empty between events.
-    pub(super) effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect<'static>>,
     /// Those that may have something to be read, in the order of their turns.
     pub(super) ready: VecDeque<Peer>,
     /// Those to be flushed at the end of the turn.
@@ -162,8 +162,7 @@ impl Reactor {
         }
         self.expire();
         if self.scheduler.next_timer().is_some_and(|at| at <= self.now) {
-            self.scheduler.tick(self.now, &mut self.effects);
-            self.carry_out();
+            self.tick();
         }
         self.settle();
         self.flush();
@@ -254,8 +253,7 @@ impl Reactor {
             .filter(|(_, connection)| !connection.session.joined())
             .map(|(peer, _)| peer)
             .collect();
-        self.effects.extend(strangers.into_iter().map(|peer| Effect::GoAway { peer }));
-        self.carry_out();
+        self.carry_out(strangers.into_iter().map(|peer| Effect::GoAway { peer }).collect());
         self.handle(Event::Shutdown { grace: self.settings.grace });
     }
 

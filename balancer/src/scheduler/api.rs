@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use bytes::Bytes;
 use reparto_protocol::{ErrorCode, limits};
+
+use super::payload::Payload;
 
 /// A moment, in microseconds since an origin that the caller chose. It never runs backwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -47,8 +48,8 @@ pub struct Submission<'a> {
     pub id: u64,
     /// What to do.
     pub action: &'a str,
-    /// What to do it with. The scheduler copies a small one, and keeps a large one's memory shared.
-    pub payload: Bytes,
+    /// What to do it with.
+    pub payload: Payload<'a>,
     /// 0 to 9, higher goes first; more counts as 9.
     pub priority: u8,
     /// Time within which it must end.
@@ -64,7 +65,7 @@ pub struct Submission<'a> {
 
 impl<'a> Submission<'a> {
     /// A task with the usual options.
-    pub fn new(id: u64, action: &'a str, payload: Bytes) -> Self {
+    pub fn new(id: u64, action: &'a str, payload: Payload<'a>) -> Self {
         Submission {
             id,
             action,
@@ -159,7 +160,7 @@ pub enum Event<'a> {
         /// The worker's mean time a task, in nanoseconds, when it tells.
         service_ns: Option<u64>,
         /// The result, or what a failure carries.
-        payload: Bytes,
+        payload: Payload<'a>,
     },
     /// A worker says how far an assignment is.
     Progress {
@@ -172,7 +173,7 @@ pub enum Event<'a> {
         /// How much there is to do; 0 when not known.
         total: u64,
         /// Anything it gives on the way.
-        payload: Bytes,
+        payload: Payload<'a>,
     },
     /// Bytes came from a worker, so it lives. Told once a read, whatever came in it.
     Heard {
@@ -194,7 +195,7 @@ pub enum Event<'a> {
 /// Something to be done outside. Carry effects out in their order, before the next event is handed in: an
 /// assignment's details are looked up in the scheduler, and are there until then at least.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
+pub enum Effect<'a> {
     /// Hand a task to a worker; [`Scheduler::assignment`](super::Scheduler::assignment) has its details.
     Assign {
         /// To whom.
@@ -218,7 +219,7 @@ pub enum Effect {
         /// The client's number for the task.
         id: u64,
         /// The result.
-        payload: Bytes,
+        payload: Payload<'a>,
     },
     /// A task's failure, for its client.
     Fail {
@@ -231,7 +232,7 @@ pub enum Effect {
         /// Why, for people.
         message: Cow<'static, str>,
         /// What the failure carries.
-        payload: Bytes,
+        payload: Payload<'a>,
     },
     /// How far a task is, for its client. May be dropped for one that does not read. Where many share a task and
     /// its worker reports very often, some reports reach only the first of them.
@@ -245,7 +246,7 @@ pub enum Effect {
         /// How much there is to do; 0 when not known.
         total: u64,
         /// Anything that came with it.
-        payload: Bytes,
+        payload: Payload<'a>,
     },
     /// A worker's registration or drain is in force.
     Acknowledge {
@@ -285,7 +286,7 @@ pub struct Assignment<'a> {
     /// What to do.
     pub action: &'a str,
     /// What to do it with.
-    pub payload: &'a Bytes,
+    pub payload: Payload<'a>,
     /// Which attempt it is, from 1.
     pub attempt: u8,
     /// When it must have ended, if it must.

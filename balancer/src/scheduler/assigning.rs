@@ -45,12 +45,12 @@ impl Scheduler {
 
     /// Gives a task, which is nowhere, to the worker picked for it.
     #[inline]
-    pub(super) fn assign(&mut self, task: u32, pick: Pick, effects: &mut Vec<Effect>) {
+    pub(super) fn assign(&mut self, task: u32, pick: Pick, effects: &mut Vec<Effect<'_>>) {
         self.choice.picked(&mut self.actions, pick);
         self.hand_over(task, pick.worker, effects);
     }
 
-    fn hand_over(&mut self, task: u32, worker: u32, effects: &mut Vec<Effect>) {
+    fn hand_over(&mut self, task: u32, worker: u32, effects: &mut Vec<Effect<'_>>) {
         self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
         let row = &mut self.tasks[task];
         row.attempt_tag = self.attempt_tag;
@@ -94,7 +94,7 @@ impl Scheduler {
     }
 
     /// Gives an action's waiting tasks to workers while any has room.
-    pub(super) fn serve(&mut self, action: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn serve(&mut self, action: u32, effects: &mut Vec<Effect<'_>>) {
         if self.stopping.is_some() {
             return;
         }
@@ -116,7 +116,7 @@ impl Scheduler {
     }
 
     /// Gives a worker waiting tasks while it has room.
-    pub(super) fn feed(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn feed(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) {
         let group = self.workers[worker].group;
         if let [action] = *self.choice.actions(group) {
             while self.may_feed(worker) && self.give(action, worker, effects) {}
@@ -145,7 +145,7 @@ impl Scheduler {
     }
 
     /// Gives a worker with room an action's next task. Says whether there was one.
-    fn give(&mut self, action: u32, worker: u32, effects: &mut Vec<Effect>) -> bool {
+    fn give(&mut self, action: u32, worker: u32, effects: &mut Vec<Effect<'_>>) -> bool {
         let Some(task) = self.take(action) else { return false };
         self.hand_over(task, worker, effects);
         true

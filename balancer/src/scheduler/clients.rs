@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-use bytes::Bytes;
 use foldhash::fast::FixedState;
 use reparto_protocol::{ErrorCode, limits};
 
 use super::slab::{Link, List, NONE, Slab};
 use super::table::Table;
-use super::task::{Extra, Place, SHARE_BYTES, Task, Waiter};
-use super::{Effect, Peer, Role, Scheduler, Submission, UnknownAction};
+use super::task::{Extra, Place, Task, Waiter};
+use super::{Effect, Payload, Peer, Role, Scheduler, Submission, UnknownAction};
 
 /// In a client's table, an entry with this bit is a waiter's row, one without a task's.
 const WAITER_BIT: u32 = 1 << 31;
@@ -73,7 +72,7 @@ fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
 }
 
 impl Scheduler {
-    pub(super) fn client_joined(&mut self, peer: Peer, effects: &mut Vec<Effect>) {
+    pub(super) fn client_joined(&mut self, peer: Peer, effects: &mut Vec<Effect<'_>>) {
         if self.role(peer) != Role::None {
             return;
         }
@@ -86,13 +85,13 @@ impl Scheduler {
     }
 
     /// Takes a task in: to a worker with room, or else into its queue; or refuses it.
-    pub(super) fn submit(&mut self, client: u32, mut submission: Submission<'_>, effects: &mut Vec<Effect>) {
+    pub(super) fn submit(&mut self, client: u32, submission: Submission<'_>, effects: &mut Vec<Effect<'_>>) {
         let (action, shared) = match self.admit(client, &submission) {
             Ok(admitted) => admitted,
             Err((code, message)) => {
                 self.counts.refused += 1;
                 let peer = self.clients[client].peer;
-                let payload = Bytes::new();
+                let payload = Payload::EMPTY;
                 effects.push(Effect::Fail { peer, id: submission.id, code, message, payload });
                 return;
             }
@@ -103,10 +102,8 @@ impl Scheduler {
             return;
         }
         let bytes = submission.payload.len();
-        if bytes < SHARE_BYTES {
-            submission.payload = Bytes::copy_from_slice(&submission.payload);
-        }
-        let mut row = Task::new(submission.payload, client, submission.id, action, self.now);
+        let kept = self.payloads.keep(submission.payload);
+        let mut row = Task::new(kept, client, submission.id, action, self.now);
         row.priority = submission.priority.min(limits::MAX_PRIORITY);
         row.max_attempts = submission.max_attempts.max(1);
         row.deadline = submission.deadline.map_or(Task::NEVER, |deadline| self.now.after(deadline));
@@ -125,7 +122,7 @@ impl Scheduler {
     }
 
     /// Gives a new task to a worker, or queues it.
-    fn place_new(&mut self, task: u32, wait: Option<Duration>, effects: &mut Vec<Effect>) {
+    fn place_new(&mut self, task: u32, wait: Option<Duration>, effects: &mut Vec<Effect<'_>>) {
         let action = self.tasks[task].action;
         // Where tasks wait, no worker has room: that holds after every event.
         if self.actions[action].queue.is_empty()
@@ -207,26 +204,26 @@ impl Scheduler {
     }
 
     /// A client no longer wants a task.
-    pub(super) fn cancel(&mut self, client: u32, id: u64, effects: &mut Vec<Effect>) {
+    pub(super) fn cancel(&mut self, client: u32, id: u64, effects: &mut Vec<Effect<'_>>) {
         let Some(wait) = self.find_wait(client, id) else { return };
         self.remove_entry(client, id);
         let peer = self.clients[client].peer;
         let message = "cancelled by its client".into();
-        effects.push(Effect::Fail { peer, id, code: ErrorCode::Cancelled, message, payload: Bytes::new() });
+        effects.push(Effect::Fail { peer, id, code: ErrorCode::Cancelled, message, payload: Payload::EMPTY });
         self.counts.failed += 1;
         self.stop_waiting(wait, effects);
     }
 
     /// A client's connection is over: nobody waits for its tasks any more. What it leaves behind is seen to a
     /// part at a time, so that a million tasks do not hold up everyone else.
-    pub(super) fn client_gone(&mut self, client: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn client_gone(&mut self, client: u32, effects: &mut Vec<Effect<'_>>) {
         self.clients[client].gone = true;
         self.leaving.push_back(client);
         self.see_off(effects);
     }
 
     /// Takes out a part of what clients that are gone have left behind.
-    pub(super) fn see_off(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn see_off(&mut self, effects: &mut Vec<Effect<'_>>) {
         let mut work = self.work_a_call;
         while work > 0 {
             let Some(client) = self.leaving.front().copied() else { return };
@@ -244,7 +241,7 @@ impl Scheduler {
 
     /// A client that is gone does not wait for this any more, if it still did: leaving one task may have made it
     /// the first who waits for it, by another entry.
-    fn leave_behind(&mut self, client: u32, wait: Wait, effects: &mut Vec<Effect>) {
+    fn leave_behind(&mut self, client: u32, wait: Wait, effects: &mut Vec<Effect<'_>>) {
         let waiting = match wait {
             Wait::First(task) => self.tasks.get(task).map(|row| (row.client, row.client_id)),
             Wait::Beside(waiter) => self.waiters.get(waiter).map(|row| (row.client, row.client_id)),
@@ -258,7 +255,7 @@ impl Scheduler {
 
     /// One waiter less, whose entry is gone already. A task that nobody waits for any more is taken out of its
     /// queue, or, at a worker, cancelled there.
-    fn stop_waiting(&mut self, wait: Wait, effects: &mut Vec<Effect>) {
+    fn stop_waiting(&mut self, wait: Wait, effects: &mut Vec<Effect<'_>>) {
         let task = match wait {
             Wait::Beside(waiter) => {
                 let task = self.waiters[waiter].task;

@@ -3,12 +3,11 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use bytes::Bytes;
 use reparto_protocol::ErrorCode;
 
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
-use super::{AssignmentId, Effect, Peer, Scheduler, Stopping};
+use super::{AssignmentId, Effect, Payload, Peer, Scheduler, Stopping};
 
 /// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
 const ROWS_A_STEP: usize = 16;
@@ -16,12 +15,12 @@ const ROWS_A_STEP: usize = 16;
 impl Scheduler {
     /// Ends a task, which is nowhere, with its result.
     #[inline]
-    pub(super) fn end_done(&mut self, task: u32, payload: Bytes, effects: &mut Vec<Effect>) {
+    pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut Vec<Effect<'a>>) {
         if let Some((peer, id)) = self.only_waiter(task) {
             effects.push(Effect::Result { peer, id, payload });
         } else {
             self.each_waiter(task, |peer, id| {
-                effects.push(Effect::Result { peer, id, payload: payload.clone() });
+                effects.push(Effect::Result { peer, id, payload });
             });
         }
         self.counts.done += self.release_waiters(task);
@@ -29,29 +28,29 @@ impl Scheduler {
     }
 
     /// Ends a task, which is nowhere, with an error.
-    pub(super) fn end_failed(
+    pub(super) fn end_failed<'a>(
         &mut self,
         task: u32,
         code: ErrorCode,
         message: Cow<'static, str>,
-        payload: Bytes,
-        effects: &mut Vec<Effect>,
+        payload: Payload<'a>,
+        effects: &mut Vec<Effect<'a>>,
     ) {
         self.answer_failed(task, code, message, payload, effects);
         self.drop_task(task);
     }
 
     /// Tells everyone who waits that the task failed; then nobody waits.
-    fn answer_failed(
+    fn answer_failed<'a>(
         &mut self,
         task: u32,
         code: ErrorCode,
         message: Cow<'static, str>,
-        payload: Bytes,
-        effects: &mut Vec<Effect>,
+        payload: Payload<'a>,
+        effects: &mut Vec<Effect<'a>>,
     ) {
         self.each_waiter(task, |peer, id| {
-            effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload: payload.clone() });
+            effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload });
         });
         self.counts.failed += self.release_waiters(task);
     }
@@ -121,6 +120,7 @@ impl Scheduler {
         let row = self.tasks.remove(task);
         debug_assert_eq!(row.place(), Place::Moving, "a task that ends is nowhere");
         self.bytes -= row.payload.len();
+        self.payloads.release(row.payload);
         let action = &self.actions[row.action];
         if action.offers.workers == 0 {
             self.drop_idle_action(row.action);
@@ -129,7 +129,7 @@ impl Scheduler {
 
     /// Nobody waits for a task any more: out of its queue, or cancelled at its worker, where it keeps its place
     /// until the worker answers.
-    pub(super) fn abandon(&mut self, task: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn abandon(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
         match self.tasks[task].place() {
             Place::Queued(_) => {
                 self.unqueue(task);
@@ -149,7 +149,7 @@ impl Scheduler {
     }
 
     /// A task's timer has come: its deadline, or the end of its waiting.
-    pub(super) fn expire(&mut self, task: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn expire(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
         let row = &self.tasks[task];
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
@@ -159,14 +159,14 @@ impl Scheduler {
             }
             _ => format!("no worker had room for it within {waited} ms"),
         };
-        self.answer_failed(task, ErrorCode::Expired, message.into(), Bytes::new(), effects);
+        self.answer_failed(task, ErrorCode::Expired, message.into(), Payload::EMPTY, effects);
         self.abandon(task, effects);
     }
 
     // ---- the end ----
 
     /// Answers what waits, and gives what runs `grace` to end.
-    pub(super) fn shut_down(&mut self, grace: Duration, effects: &mut Vec<Effect>) {
+    pub(super) fn shut_down(&mut self, grace: Duration, effects: &mut Vec<Effect<'_>>) {
         let until = self.now.after(grace);
         if let Some(stopping) = &mut self.stopping {
             stopping.until = stopping.until.min(until);
@@ -180,7 +180,7 @@ impl Scheduler {
     }
 
     /// Answers a part of what is to be answered: first what waits, and once the grace is over what runs, too.
-    pub(super) fn go_on_stopping(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn go_on_stopping(&mut self, effects: &mut Vec<Effect<'_>>) {
         let Some(mut stopping) = self.stopping.filter(|stopping| !stopping.said) else { return };
         if self.now >= stopping.until && !stopping.grace_over {
             (stopping.grace_over, stopping.next_row) = (true, Some(0));
@@ -198,7 +198,7 @@ impl Scheduler {
     }
 
     /// Says that everything has ended, once nobody waits any more.
-    pub(super) fn stop_if_quiet(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn stop_if_quiet(&mut self, effects: &mut Vec<Effect<'_>>) {
         if let Some(stopping) = &mut self.stopping
             && self.owed == 0
             && !stopping.said
@@ -208,9 +208,9 @@ impl Scheduler {
         }
     }
 
-    fn answer_shutting_down(&mut self, task: u32, effects: &mut Vec<Effect>) {
+    fn answer_shutting_down(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
         let message = "the balancer is shutting down".into();
-        self.answer_failed(task, ErrorCode::ShuttingDown, message, Bytes::new(), effects);
+        self.answer_failed(task, ErrorCode::ShuttingDown, message, Payload::EMPTY, effects);
         self.abandon(task, effects);
     }
 }

@@ -5,8 +5,7 @@
 //! tasks, workers and queues is decided here and nowhere else.
 //!
 //! ```
-//! use bytes::Bytes;
-//! use reparto_balancer::scheduler::{Config, Effect, Event, Finish, Peer, Registration, Scheduler, Submission, Time};
+//! use reparto_balancer::scheduler::{Config, Effect, Event, Finish, Payload, Peer, Registration, Scheduler, Submission, Time};
 //!
 //! let (client, worker) = (Peer { index: 0, generation: 1 }, Peer { index: 1, generation: 1 });
 //! let mut scheduler = Scheduler::new(Config::default());
@@ -18,17 +17,17 @@
 //! scheduler.handle(Time(0), Event::Register { peer: worker, registration }, &mut effects);
 //! effects.clear();
 //!
-//! let task = Submission::new(7, "upper", Bytes::from_static(b"hola"));
+//! let task = Submission::new(7, "upper", Payload::new(b"hola"));
 //! scheduler.handle(Time(10), Event::Submit { peer: client, task }, &mut effects);
 //! let [Effect::Assign { peer, assignment }] = effects[..] else { panic!("{effects:?}") };
 //! assert_eq!(peer, worker);
-//! assert_eq!(scheduler.assignment(assignment).map(|a| a.payload.clone()), Some(Bytes::from_static(b"hola")));
+//! assert_eq!(scheduler.assignment(assignment).map(|a| a.payload), Some(Payload::new(b"hola")));
 //!
 //! effects.clear();
-//! let payload = Bytes::from_static(b"HOLA");
+//! let payload = Payload::new(b"HOLA");
 //! let finished = Event::Finished { peer: worker, assignment, finish: Finish::Done, service_ns: None, payload };
 //! scheduler.handle(Time(20), finished, &mut effects);
-//! assert_eq!(effects, [Effect::Result { peer: client, id: 7, payload: Bytes::from_static(b"HOLA") }]);
+//! assert_eq!(effects, [Effect::Result { peer: client, id: 7, payload: Payload::new(b"HOLA") }]);
 //! ```
 //!
 //! # How it is laid out
@@ -50,6 +49,7 @@ mod assigning;
 mod choice;
 mod clients;
 mod ending;
+mod payload;
 mod queue;
 mod slab;
 mod status;
@@ -77,6 +77,8 @@ use hashbrown::HashTable;
 pub use api::*;
 use choice::{Choice, HasOffers, Offers};
 use clients::{Client, MOST_WAITERS};
+pub use payload::Payload;
+use payload::Store;
 use queue::{Flows, Queue};
 use slab::{NONE, Slab};
 use table::Table;
@@ -111,6 +113,7 @@ pub struct Scheduler {
     /// Actions that have tasks waiting.
     backlog: Vec<u32>,
     tasks: Slab<Task>,
+    payloads: Store,
     waiters: Slab<Waiter>,
     /// Tasks that have a key, by action and key.
     keys: Table,
@@ -211,6 +214,7 @@ impl Scheduler {
             action_names: HashTable::new(),
             backlog: Vec::new(),
             tasks: Slab::new(),
+            payloads: Store::new(),
             waiters: Slab::new(),
             keys: Table::new(),
             flows: Flows::new(config.aging.as_micros().try_into().unwrap_or(u64::MAX), config.seed),
@@ -237,7 +241,7 @@ impl Scheduler {
     ///
     /// Events of peers that are not known, or not any more, are dropped: they are late, not wrong. A `now` before
     /// the latest one counts as the latest one.
-    pub fn handle(&mut self, now: Time, event: Event<'_>, effects: &mut Vec<Effect>) {
+    pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut Vec<Effect<'a>>) {
         self.now = self.now.max(now);
         match event {
             Event::Submit { peer, task } => {
@@ -286,7 +290,7 @@ impl Scheduler {
 
     /// Does what is due by `now`: deadlines, heartbeats, recalls, what clients have left behind, the end of a
     /// shutdown. The work a call is bounded; where more is due, [`next_timer`](Self::next_timer) says so at once.
-    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect<'_>>) {
         self.now = self.now.max(now);
         self.expire_due(effects);
         self.check_due_workers(effects);
@@ -297,7 +301,7 @@ impl Scheduler {
         }
     }
 
-    fn expire_due(&mut self, effects: &mut Vec<Effect>) {
+    fn expire_due(&mut self, effects: &mut Vec<Effect<'_>>) {
         let enough = effects.len() + self.work_a_call;
         for _ in 0..self.work_a_call {
             if effects.len() >= enough {
@@ -311,7 +315,7 @@ impl Scheduler {
         }
     }
 
-    fn check_due_workers(&mut self, effects: &mut Vec<Effect>) {
+    fn check_due_workers(&mut self, effects: &mut Vec<Effect<'_>>) {
         let mut work = self.work_a_call;
         while let Some((at, worker)) =
             self.checks.first().copied().filter(|(at, _)| *at <= self.now && work > 0)
@@ -338,7 +342,7 @@ impl Scheduler {
         let task = &self.tasks[self.task_of(id)?];
         Some(Assignment {
             action: &self.actions[task.action].name,
-            payload: &task.payload,
+            payload: self.payloads.get(&task.payload),
             attempt: task.spent.saturating_add(1),
             deadline: (task.deadline != Task::NEVER).then_some(task.deadline),
             key: task.key(),

@@ -276,7 +276,7 @@ fn cost_of(task: &Task) -> u64 {
 mod tests {
     use super::*;
     use crate::scheduler::api::Time;
-    use bytes::Bytes;
+    use crate::scheduler::payload::Kept;
 
     const AGING_US: u64 = 5_000_000;
 
@@ -292,7 +292,8 @@ mod tests {
         }
 
         fn add(&mut self, client: u32, priority: u8, since_us: u64, bytes: usize) -> u32 {
-            let mut task = Task::new(Bytes::from(vec![0; bytes]), client, 0, 0, Time(since_us));
+            let mut task =
+                Task::new(Kept::Block { block: 0, bytes: bytes as u32 }, client, 0, 0, Time(since_us));
             task.priority = priority;
             let index = self.tasks.insert(task);
             self.flows.push_back(&mut self.queue, &mut self.tasks, index);

@@ -10,7 +10,6 @@ mod books;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use fastrand::Rng;
 
 use super::*;
@@ -239,7 +238,7 @@ impl Simulation {
             let mut payload = serial.to_be_bytes().to_vec();
             payload.resize(bytes, 0);
             let action = ACTIONS[self.random.usize(..ACTIONS.len())];
-            let mut task = Submission::new(again.unwrap_or(serial), action, payload.into());
+            let mut task = Submission::new(again.unwrap_or(serial), action, Payload::new(&payload));
             task.priority = self.random.u8(..10);
             task.max_attempts = self.random.u8(1..5);
             task.deadline = self.some_time();
@@ -286,7 +285,7 @@ impl Simulation {
     fn tells_progress(&mut self) {
         if let Some(peer) = self.any_worker(|worker| !worker.hangs && !worker.holds.is_empty()) {
             let assignment = self.books.workers[&peer].holds[0].assignment;
-            let payload = Bytes::new();
+            let payload = Payload::EMPTY;
             self.handle(Event::Progress { peer, assignment, done: 1, total: 2, payload });
         }
     }
@@ -322,7 +321,8 @@ impl Simulation {
         }
         self.answered.push((peer, hold.assignment));
         let service_ns = (self.random.u8(..10) == 0).then(|| 1 << self.random.u32(..24));
-        let payload = Bytes::copy_from_slice(&hold.serial.to_be_bytes());
+        let serial = hold.serial.to_be_bytes();
+        let payload = Payload::new(&serial);
         let assignment = hold.assignment;
         self.handle(Event::Finished { peer, assignment, finish, service_ns, payload });
     }
@@ -330,11 +330,11 @@ impl Simulation {
     /// Answers to assignments that were never made, that are another worker's, or that were answered before; and
     /// events of peers that are gone.
     fn tells_nonsense(&mut self) {
-        let (finish, payload) = (Finish::Done, Bytes::new());
+        let (finish, payload) = (Finish::Done, Payload::EMPTY);
         let effects = match self.random.u8(..3) {
             0 if !self.departed.is_empty() => {
                 let peer = self.departed[self.random.usize(..self.departed.len())];
-                let task = Submission::new(1, "a", Bytes::new());
+                let task = Submission::new(1, "a", Payload::EMPTY);
                 let events =
                     [Event::Submit { peer, task }, Event::Cancel { peer, id: 1 }, Event::Gone { peer }];
                 events.into_iter().flat_map(|event| self.handle_and_keep(event)).collect()
@@ -443,7 +443,7 @@ impl Simulation {
         self.carry_out(effects);
     }
 
-    fn handle_and_keep(&mut self, event: Event<'_>) -> Vec<Effect> {
+    fn handle_and_keep<'a>(&mut self, event: Event<'a>) -> Vec<Effect<'a>> {
         if let Event::Heard { peer } = event
             && let Some(worker) = self.books.workers.get_mut(&peer)
         {
@@ -455,7 +455,7 @@ impl Simulation {
     }
 
     /// Carries out all effects of one event, in their order; then come the replies.
-    fn carry_out(&mut self, effects: Vec<Effect>) {
+    fn carry_out(&mut self, effects: Vec<Effect<'_>>) {
         for effect in &effects {
             if let Effect::Close { peer, code, .. } = effect {
                 let hangs = self.books.workers.get(peer).is_some_and(|worker| worker.hangs);

@@ -1,8 +1,7 @@
 //! A task's row: what is known of it, where it is, and who waits for it.
 
-use bytes::Bytes;
-
 use super::api::Time;
+use super::payload::Kept;
 use super::slab::{Link, List, NONE};
 use super::wheel::NO_SLOT;
 
@@ -36,15 +35,10 @@ pub(super) enum Place {
 /// Set in a task's place where the index is a worker's.
 const HELD_BIT: u32 = 1 << 31;
 
-/// A task whose payload's memory is shared with the reader's buffer when it is at least this long, in bytes. A
-/// smaller one is copied, since any piece keeps the whole of its buffer alive, which is 256 KiB: so what payloads
-/// keep in memory is at most twice what they are counted for.
-pub(super) const SHARE_BYTES: usize = 128 * 1024;
-
 /// A task.
 #[derive(Debug)]
 pub(super) struct Task {
-    pub(super) payload: Bytes,
+    pub(super) payload: Kept,
     /// The first waiter's own number for it.
     pub(super) client_id: u64,
     /// When it must have ended; [`Task::NEVER`] when it need not.
@@ -141,7 +135,7 @@ impl Task {
     }
 
     /// A row to start from.
-    pub(super) fn new(payload: Bytes, client: u32, client_id: u64, action: u32, since: Time) -> Self {
+    pub(super) fn new(payload: Kept, client: u32, client_id: u64, action: u32, since: Time) -> Self {
         Task {
             payload,
             client_id,
@@ -166,7 +160,7 @@ impl Task {
 
     #[cfg(test)]
     pub(super) fn for_tests() -> Self {
-        Task::new(Bytes::new(), 0, 0, 0, Time(0))
+        Task::new(Kept::Block { block: 0, bytes: 0 }, 0, 0, 0, Time(0))
     }
 }
 
@@ -186,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_takes_no_more_than_120_bytes() {
-        assert!(size_of::<Option<Task>>() <= 120, "{}", size_of::<Option<Task>>());
+    fn a_row_takes_no_more_than_104_bytes() {
+        assert!(size_of::<Option<Task>>() <= 104, "{}", size_of::<Option<Task>>());
     }
 }

@@ -36,13 +36,13 @@ enum Out {
     Stopped,
 }
 
-impl From<Effect> for Out {
-    fn from(effect: Effect) -> Out {
+impl From<Effect<'_>> for Out {
+    fn from(effect: Effect<'_>) -> Out {
         match effect {
             Effect::Assign { peer, assignment } => Out::Assign(peer, assignment),
             Effect::CancelAssignment { peer, assignment, recall: false } => Out::Cancel(peer, assignment),
             Effect::CancelAssignment { peer, assignment, recall: true } => Out::Recall(peer, assignment),
-            Effect::Result { peer, id, payload } => Out::Result(peer, id, payload),
+            Effect::Result { peer, id, payload } => Out::Result(peer, id, payload.to_bytes()),
             Effect::Fail { peer, id, code, .. } => Out::Fail(peer, id, code),
             Effect::Progress { peer, id, done, .. } => Out::Progress(peer, id, done),
             Effect::Acknowledge { peer, request, .. } => Out::Ack(peer, request),
@@ -129,11 +129,11 @@ impl World {
     }
 
     fn submit(&mut self, peer: Peer, id: u64, action: &str) -> Vec<Out> {
-        self.handle(Event::Submit { peer, task: Submission::new(id, action, Bytes::from_static(b"x")) })
+        self.handle(Event::Submit { peer, task: Submission::new(id, action, Payload::new(b"x")) })
     }
 
-    fn submit_with(&mut self, peer: Peer, id: u64, change: impl FnOnce(&mut Submission<'_>)) -> Vec<Out> {
-        let mut task = Submission::new(id, "a", Bytes::from_static(b"x"));
+    fn submit_with<'a>(&mut self, peer: Peer, id: u64, change: impl FnOnce(&mut Submission<'a>)) -> Vec<Out> {
+        let mut task = Submission::new(id, "a", Payload::new(b"x"));
         change(&mut task);
         self.handle(Event::Submit { peer, task })
     }
@@ -147,7 +147,7 @@ impl World {
     }
 
     fn finish(&mut self, (peer, assignment): (Peer, AssignmentId), finish: Finish<'_>) -> Vec<Out> {
-        let payload = Bytes::from_static(b"result");
+        let payload = Payload::new(b"result");
         self.handle(Event::Finished { peer, assignment, finish, service_ns: None, payload })
     }
 

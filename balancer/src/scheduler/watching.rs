@@ -61,7 +61,7 @@ impl Scheduler {
     }
 
     /// Is the worker silent, or does it sit on tasks that others could run? Says how many tasks were looked at.
-    pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect>) -> usize {
+    pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) -> usize {
         let patience = self.patience();
         let row = &mut self.workers[worker];
         let check_at = std::mem::replace(&mut row.check_at, Time(u64::MAX));
@@ -89,7 +89,7 @@ impl Scheduler {
     }
 
     /// Says how many tasks it held.
-    fn lose_silent(&mut self, worker: u32, silent_for: Duration, effects: &mut Vec<Effect>) -> usize {
+    fn lose_silent(&mut self, worker: u32, silent_for: Duration, effects: &mut Vec<Effect<'_>>) -> usize {
         let row = &self.workers[worker];
         let (peer, held) = (row.peer, row.in_flight as usize);
         let message = format!("worker '{}' was silent for {} ms", row.id, silent_for.as_millis());
@@ -101,7 +101,7 @@ impl Scheduler {
 
     /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run. Says how
     /// many tasks were looked at.
-    fn recall(&mut self, worker: u32, effects: &mut Vec<Effect>) -> usize {
+    fn recall(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) -> usize {
         let is_free =
             |action: &u32| self.choice.pick(&self.actions[*action].offers).is_some_and(|pick| pick.free);
         if !self.choice.actions(self.workers[worker].group).iter().any(is_free) {

@@ -1,6 +1,5 @@
 //! Workers: registering, finishing tasks, being lost.
 
-use bytes::Bytes;
 use reparto_protocol::{ErrorCode, limits};
 
 use super::choice::Change;
@@ -8,7 +7,7 @@ use super::clients::MOST_WAITERS;
 use super::slab::{List, NONE};
 use super::task::{Place, PlaceLink};
 use super::worker::Worker;
-use super::{AssignmentId, Effect, Finish, Peer, Registration, Role, Scheduler};
+use super::{AssignmentId, Effect, Finish, Payload, Peer, Registration, Role, Scheduler};
 
 impl Scheduler {
     /// A worker comes, or describes itself anew.
@@ -16,7 +15,7 @@ impl Scheduler {
         &mut self,
         peer: Peer,
         registration: &Registration<'_>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Vec<Effect<'_>>,
     ) {
         let known = match self.role(peer) {
             Role::Worker(worker) => Some(worker),
@@ -132,7 +131,7 @@ impl Scheduler {
     }
 
     /// A worker takes nothing new, or takes work again.
-    pub(super) fn drain(&mut self, worker: u32, request: u64, resume: bool, effects: &mut Vec<Effect>) {
+    pub(super) fn drain(&mut self, worker: u32, request: u64, resume: bool, effects: &mut Vec<Effect<'_>>) {
         let row = &mut self.workers[worker];
         row.draining = !resume;
         let (peer, window) = (row.peer, if resume { row.window } else { 0 });
@@ -144,14 +143,14 @@ impl Scheduler {
     // ---- what workers say ----
 
     /// A worker has done with an assignment.
-    pub(super) fn finished(
+    pub(super) fn finished<'a>(
         &mut self,
         worker: u32,
         assignment: AssignmentId,
         finish: Finish<'_>,
         service_ns: Option<u64>,
-        payload: Bytes,
-        effects: &mut Vec<Effect>,
+        payload: Payload<'a>,
+        effects: &mut Vec<Effect<'a>>,
     ) {
         let delivers = finish != Finish::NotRun;
         let row = &mut self.workers[worker];
@@ -179,13 +178,13 @@ impl Scheduler {
     }
 
     /// Ends a task that came back from its worker, or queues it again.
-    fn judge(
+    fn judge<'a>(
         &mut self,
         task: u32,
         worker: u32,
         finish: Finish<'_>,
-        payload: Bytes,
-        effects: &mut Vec<Effect>,
+        payload: Payload<'a>,
+        effects: &mut Vec<Effect<'a>>,
     ) {
         match finish {
             Finish::Done => {
@@ -210,7 +209,13 @@ impl Scheduler {
     }
 
     /// One attempt is used up: the task is queued again, or it was the last.
-    fn spend_attempt(&mut self, task: u32, why: &str, payload: Bytes, effects: &mut Vec<Effect>) {
+    fn spend_attempt<'a>(
+        &mut self,
+        task: u32,
+        why: &str,
+        payload: Payload<'a>,
+        effects: &mut Vec<Effect<'a>>,
+    ) {
         if !self.tasks[task].is_wanted() {
             self.drop_task(task);
             return;
@@ -227,14 +232,14 @@ impl Scheduler {
     }
 
     /// Puts a task that came back at the head of its queue. The caller sees to it that the queue is served.
-    fn requeue(&mut self, task: u32, effects: &mut Vec<Effect>) {
+    fn requeue(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
         if !self.tasks[task].is_wanted() {
             self.drop_task(task);
             return;
         }
         if self.stopping.is_some() {
             let message = "the balancer is shutting down".into();
-            self.end_failed(task, ErrorCode::ShuttingDown, message, Bytes::new(), effects);
+            self.end_failed(task, ErrorCode::ShuttingDown, message, Payload::EMPTY, effects);
             return;
         }
         self.counts.requeued += 1;
@@ -242,19 +247,19 @@ impl Scheduler {
     }
 
     /// How far an assignment is, for everyone who waits.
-    pub(super) fn progress(
+    pub(super) fn progress<'a>(
         &mut self,
         worker: u32,
         assignment: AssignmentId,
         (done, total): (u64, u64),
-        payload: Bytes,
-        effects: &mut Vec<Effect>,
+        payload: Payload<'a>,
+        effects: &mut Vec<Effect<'a>>,
     ) {
         let Some(task) = self.task_of(assignment) else { return };
         if self.tasks[task].place() != Place::Held(worker) {
             return;
         }
-        let tell = |peer, id| Effect::Progress { peer, id, done, total, payload: payload.clone() };
+        let tell = |peer, id| Effect::Progress { peer, id, done, total, payload };
         if self.spend_progress(self.tasks[task].waiting()) {
             self.each_waiter(task, |peer, id| effects.push(tell(peer, id)));
         } else if let Some((peer, id)) = self.first_waiter(task) {
@@ -277,7 +282,7 @@ impl Scheduler {
 
     /// A worker has given a sign of life.
     #[inline]
-    pub(super) fn heard(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn heard(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) {
         let row = &mut self.workers[worker];
         row.heard_at = self.now;
         if row.asked_at.take().is_some() {
@@ -290,7 +295,7 @@ impl Scheduler {
 
     /// A worker is lost, and its peer forgotten already: what it held is queued again. Only its oldest tasks, as
     /// many as its threads, can have been running, and so spend an attempt.
-    pub(super) fn worker_lost(&mut self, worker: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn worker_lost(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) {
         let row = &self.workers[worker];
         let mut touched = self.choice.actions(row.group).to_vec();
         if row.in_flight > 0 {
@@ -313,7 +318,7 @@ impl Scheduler {
         for (age, task) in held.into_iter().enumerate().rev() {
             self.take_back(task, worker);
             if age < running as usize {
-                self.spend_attempt(task, &why, Bytes::new(), effects);
+                self.spend_attempt(task, &why, Payload::EMPTY, effects);
             } else {
                 self.requeue(task, effects);
             }

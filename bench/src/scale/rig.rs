@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use reparto_balancer::scheduler::{
-    AssignmentId, Config, Effect, Event, Finish, Peer, Policy, Registration, Scheduler, Submission, Time,
+    AssignmentId, Config, Effect, Event, Finish, Payload, Peer, Policy, Registration, Scheduler, Submission,
+    Time,
 };
 
 /// What every task carries: 64 bytes.
@@ -37,7 +37,7 @@ fn worker_peer(worker: u32) -> Peer {
 #[derive(Debug)]
 pub struct SchedulerRig {
     scheduler: Scheduler,
-    effects: Vec<Effect>,
+    effects: Vec<Effect<'static>>,
     /// Microseconds; every event is one later than the one before.
     now: u64,
     /// The client's latest number for a task.
@@ -68,7 +68,8 @@ impl SchedulerRig {
                 service_ns: None,
                 actions: vec![ACTION],
             };
-            rig.handle(Event::Register { peer: worker_peer(worker), registration });
+            let event = Event::Register { peer: worker_peer(worker), registration };
+            rig.scheduler.handle(Time(0), event, &mut Vec::new());
         }
         rig.shuffle(workers);
         rig
@@ -100,7 +101,7 @@ impl SchedulerRig {
     #[inline]
     pub fn submit(&mut self) {
         self.task += 1;
-        let task = Submission::new(self.task, ACTION, Bytes::from_static(PAYLOAD));
+        let task = Submission::new(self.task, ACTION, Payload::new(PAYLOAD));
         self.handle(Event::Submit { peer: CLIENT, task });
     }
 
@@ -115,7 +116,7 @@ impl SchedulerRig {
     #[inline]
     pub fn finish(&mut self) {
         let Some((peer, assignment)) = self.held.pop_front() else { return };
-        let payload = Bytes::from_static(PAYLOAD);
+        let payload = Payload::new(PAYLOAD);
         let finish = Finish::Done;
         self.handle(Event::Finished { peer, assignment, finish, service_ns: None, payload });
     }
@@ -135,7 +136,7 @@ impl SchedulerRig {
     }
 
     #[inline]
-    fn handle(&mut self, event: Event<'_>) {
+    fn handle(&mut self, event: Event<'static>) {
         self.now += 1;
         self.scheduler.handle(Time(self.now), event, &mut self.effects);
         for effect in self.effects.drain(..) {

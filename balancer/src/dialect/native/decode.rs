@@ -9,11 +9,8 @@ use reparto_protocol::{
 };
 
 use super::{Session, State};
-use crate::dialect::{
-    Answer, Context, KEPT_PAYLOAD_BYTES, Listener, Refusal, SCHEDULER_COPIES_BYTES, SHARED_PAYLOAD_BYTES,
-    Step,
-};
-use crate::scheduler::{AssignmentId, Event, Finish, Peer, Registration, Submission};
+use crate::dialect::{Answer, Context, Listener, Refusal, Step};
+use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Registration, Submission};
 
 impl Session {
     /// The length of the frame that begins `buffer`, as far as it is known.
@@ -103,7 +100,7 @@ impl Session {
                 assignment: AssignmentId(m.id),
                 done: m.done,
                 total: m.total,
-                payload: payload_of(chunk, m.payload, SHARED_PAYLOAD_BYTES),
+                payload: Payload::within(chunk, m.payload),
             }),
             Message::Cancel(m) => Step::Event(Event::Cancel { peer, id: m.id }),
             Message::Ping(m) => Step::Answer(Answer::Pong(m.id), None),
@@ -163,7 +160,7 @@ fn submit<'a>(peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
         task: Submission {
             id: task.id,
             action: task.action,
-            payload: payload_of(chunk, task.payload, SCHEDULER_COPIES_BYTES),
+            payload: Payload::within(chunk, task.payload),
             priority: options.priority.unwrap_or(limits::DEFAULT_PRIORITY),
             deadline: options.deadline_ms.map(Duration::from_millis),
             wait: options.wait_ms.map(Duration::from_millis),
@@ -186,7 +183,7 @@ fn finished<'a>(peer: Peer, chunk: &'a Bytes, result: &TaskResult<'a>) -> Step<'
         assignment: AssignmentId(result.id),
         finish,
         service_ns: result.service_ns,
-        payload: payload_of(chunk, result.payload, SHARED_PAYLOAD_BYTES),
+        payload: Payload::within(chunk, result.payload),
     })
 }
 
@@ -205,17 +202,4 @@ fn registration<'a>(register: &Register<'a>) -> Registration<'a> {
 fn no_store<'a>(id: u64) -> Step<'a> {
     let message = "this balancer has no store for background tasks";
     Step::Answer(Answer::Failed { id, code: ErrorCode::StoreUnavailable, message }, None)
-}
-
-/// A payload that may be kept: in memory of its own from `copy_from` bytes on, and shared with the chunk again
-/// from [`KEPT_PAYLOAD_BYTES`] on. What is smaller is borrowed, since its taker copies it.
-#[inline]
-fn payload_of(chunk: &Bytes, payload: &[u8], copy_from: usize) -> Bytes {
-    if payload.is_empty() {
-        Bytes::new()
-    } else if (copy_from..KEPT_PAYLOAD_BYTES).contains(&payload.len()) {
-        Bytes::copy_from_slice(payload)
-    } else {
-        chunk.slice_ref(payload)
-    }
 }

@@ -1,6 +1,5 @@
 //! From effects and answers to the native dialect's frames.
 
-use bytes::Bytes;
 use reparto_protocol::{
     Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport, TaskDone,
     Welcome, limits,
@@ -8,7 +7,7 @@ use reparto_protocol::{
 
 use super::status;
 use crate::dialect::{Answer, Context, Output, Refusal};
-use crate::scheduler::{Assignment, Effect, Scheduler, Time};
+use crate::scheduler::{Assignment, Effect, Payload, Scheduler, Time};
 
 const AGENT: &str = concat!("reparto-balancer/", env!("CARGO_PKG_VERSION"));
 
@@ -16,7 +15,7 @@ const GOING: &str = "the balancer is shutting down; what is in flight will be an
 
 /// Writes an effect down. `assignment` is there for [`Effect::Assign`], which says nothing without it.
 #[inline]
-pub fn encode(now: Time, effect: Effect, assignment: Option<Assignment<'_>>, out: &mut Output) {
+pub fn encode(now: Time, effect: Effect<'_>, assignment: Option<Assignment<'_>>, out: &mut Output) {
     match effect {
         Effect::Assign { assignment: id, .. } => {
             if let Some(assignment) = assignment {
@@ -25,13 +24,13 @@ pub fn encode(now: Time, effect: Effect, assignment: Option<Assignment<'_>>, out
         }
         Effect::Result { id, payload, .. } => {
             TaskDone { id, payload: &[] }.encode_head(out.buffer(), payload.len());
-            out.payload(&payload);
+            out.payload(payload);
         }
         Effect::Fail { id, code, message, payload, .. } => {
-            put(&Message::Error(ErrorMessage { id, code, message: &message, payload: &[] }), &payload, out);
+            put(&Message::Error(ErrorMessage { id, code, message: &message, payload: &[] }), payload, out);
         }
         Effect::Progress { id, done, total, payload, .. } => {
-            put(&Message::Progress(Progress { id, done, total, payload: &[] }), &payload, out);
+            put(&Message::Progress(Progress { id, done, total, payload: &[] }), payload, out);
         }
         Effect::CancelAssignment { assignment, recall, .. } => {
             put_bare(&Message::Cancel(Cancel { id: assignment.0, recall }), out);
@@ -63,7 +62,7 @@ pub fn answer(context: &Context, now: Time, scheduler: &Scheduler, answer: &Answ
         Answer::Pong(id) => put_bare(&Message::Pong(Pong { id }), out),
         Answer::Status { id, offset, limit } => {
             let report = status::report(context, now, scheduler, offset, limit);
-            put(&Message::StatusReport(StatusReport { id, payload: &[] }), &report, out);
+            put(&Message::StatusReport(StatusReport { id, payload: &[] }), Payload::from(&report), out);
         }
         Answer::Failed { id, code, message } => {
             put_bare(&Message::Error(ErrorMessage { id, code, message, payload: &[] }), out);
@@ -98,7 +97,7 @@ fn milliseconds_left(now: Time, deadline: Time) -> u64 {
 }
 
 #[inline]
-fn put(message: &Message<'_>, payload: &Bytes, out: &mut Output) {
+fn put(message: &Message<'_>, payload: Payload<'_>, out: &mut Output) {
     message.encode_head(out.buffer(), payload.len());
     out.payload(payload);
 }

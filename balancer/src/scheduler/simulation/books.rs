@@ -106,10 +106,13 @@ impl Books {
             }
             Effect::Result { peer, id, payload } => {
                 let serial = self.answered(peer, id);
-                let (asked, told) = (&self.tasks[&serial], &self.tasks[&serial_of(&payload)]);
+                let (asked, told) = (&self.tasks[&serial], &self.tasks[&serial_of(payload.as_slice())]);
                 let same = (asked.action, asked.key) == (told.action, told.key);
-                assert!(serial == serial_of(&payload) || (same && !asked.key.is_empty()), "another's result");
-                self.seen.insert(if serial == serial_of(&payload) {
+                assert!(
+                    serial == serial_of(payload.as_slice()) || (same && !asked.key.is_empty()),
+                    "another's result"
+                );
+                self.seen.insert(if serial == serial_of(payload.as_slice()) {
                     "done"
                 } else {
                     "done for another, too"
@@ -142,7 +145,7 @@ impl Books {
     fn assigned(&mut self, scheduler: &Scheduler, peer: Peer, assignment: AssignmentId) {
         assert!(self.assignments.insert(assignment), "an assignment's id is new");
         let details = scheduler.assignment(assignment).expect("its details are there");
-        let serial = serial_of(details.payload);
+        let serial = serial_of(details.payload.as_slice());
         let task = &self.tasks[&serial];
         assert_eq!((details.action, details.key), (task.action, task.key));
         assert_eq!(details.attempt, task.spent + 1, "attempts are counted");

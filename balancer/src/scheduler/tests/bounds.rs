@@ -21,7 +21,7 @@ fn a_full_queue_refuses_by_name_and_takes_again_when_there_is_room() {
 fn bytes_are_bounded_as_tasks_are() {
     let mut world = World::new(Config { max_bytes: 100, ..Config::default() });
     let client = world.client();
-    let payload = |bytes| move |task: &mut Submission<'_>| task.payload = Bytes::from(vec![0; bytes]);
+    let payload = |bytes| move |task: &mut Submission<'_>| task.payload = Payload::new(&[0; 100][..bytes]);
     assert_eq!(world.submit_with(client, 1, payload(60)), []);
     assert_eq!(world.submit_with(client, 2, payload(41)), [Out::Fail(client, 2, ErrorCode::QueueFull)]);
     assert_eq!(world.submit_with(client, 3, payload(40)), []);
@@ -126,7 +126,7 @@ fn a_client_that_is_gone_is_told_nothing_while_it_is_seen_off() {
     assert_eq!(world.submit_with(other, 9, |task| task.key = b"shared"), []);
     let mut out = world.gone(client);
     let progress =
-        Event::Progress { peer: worker, assignment: held[2].1, done: 1, total: 2, payload: result() };
+        Event::Progress { peer: worker, assignment: held[2].1, done: 1, total: 2, payload: Payload::EMPTY };
     assert_eq!(world.handle(progress), [Out::Progress(other, 9, 1)]);
     out.extend(held.iter().flat_map(|assigned| world.finish(*assigned, Finish::Done)));
     while world.more_is_due() {
@@ -191,7 +191,7 @@ fn those_who_wait_for_one_task_are_bounded() {
     let most = MOST_WAITERS as u64;
     for id in 0..=most {
         let mut effects = Vec::new();
-        let mut task = Submission::new(id, "a", Bytes::new());
+        let mut task = Submission::new(id, "a", Payload::EMPTY);
         shared(&mut task);
         world.scheduler.handle(world.now, Event::Submit { peer: client, task }, &mut effects);
         assert_eq!(effects, []);
@@ -214,7 +214,7 @@ fn progress_is_passed_on_to_the_first_always_and_to_many_no_oftener_than_is_affo
     }
     let mut told = (0, 0);
     for _ in 0..1_000 {
-        let payload = Bytes::new();
+        let payload = Payload::EMPTY;
         let event = Event::Progress { peer: worker, assignment: assigned.1, done: 1, total: 2, payload };
         let out = world.handle(event);
         assert_eq!(out[0], Out::Progress(first, 1, 1));
@@ -223,7 +223,7 @@ fn progress_is_passed_on_to_the_first_always_and_to_many_no_oftener_than_is_affo
     assert_eq!(told.0, 1_000);
     assert!((1_000..100_000).contains(&told.1), "{told:?}");
     world.pass(SECOND);
-    let payload = Bytes::new();
+    let payload = Payload::EMPTY;
     let event = Event::Progress { peer: worker, assignment: assigned.1, done: 2, total: 2, payload };
     assert_eq!(world.handle(event).len(), 1_001, "a while later it may be told to all again");
 }
@@ -249,11 +249,12 @@ fn a_payload_keeps_no_memory_alive_that_is_more_than_twice_its_own() {
     let client = world.client();
     let read = Bytes::from(vec![7; 256 * 1024]);
     for (id, bytes) in [(1, 100), (2, 100 * 1024), (3, 200 * 1024)] {
-        world.submit_with(client, id, |task| task.payload = read.slice(..bytes));
+        world.submit_with(client, id, |task| task.payload = Payload::within(&read, &read[..bytes]));
     }
     let (_, out) = world.worker_and_out("w", 3, 3, &["a"]);
     let kept = assignments(&out).into_iter().map(|(_, assignment)| {
-        world.scheduler.assignment(assignment).expect("it is held").payload.as_ptr() == read.as_ptr()
+        world.scheduler.assignment(assignment).expect("it is held").payload.as_slice().as_ptr()
+            == read.as_ptr()
     });
     assert_eq!(kept.collect::<Vec<_>>(), [false, false, true]);
 }

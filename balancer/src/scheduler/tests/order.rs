@@ -123,7 +123,7 @@ fn a_worker_is_given_many_tasks_at_once_in_the_order_in_which_it_would_be_given_
                 world.submit_with(clients[random.usize(..3)], id, |task| {
                     task.action = ["a", "b", "c", "d", "e"][random.usize(..5)];
                     task.priority = random.u8(..10);
-                    task.payload = vec![0; 1 << random.u32(..14)].into();
+                    task.payload = Payload::new(&[0; 1 << 13][..1 << random.u32(..14)]);
                 });
             }
             let (_, out) = world.worker_and_out("w", 1, room, &["a", "b", "c", "d", "e", "f", "g"]);

@@ -47,9 +47,9 @@ fn bytes_in_flight_to_one_worker_are_bounded_and_one_task_is_always_let_through(
     let mut world = World::new(Config { max_worker_bytes: 1_000, ..Config::default() });
     let client = world.client();
     let worker = world.worker("w", 10, 100, &["a"]);
-    let large = Bytes::from(vec![0; 700]);
+    let large = [0; 700];
     for id in 0..4 {
-        world.submit_with(client, id, |task| task.payload = large.clone());
+        world.submit_with(client, id, |task| task.payload = Payload::new(&large));
     }
     assert_eq!(world.scheduler.workers(world.now, 0, 1)[0].in_flight, 2);
     world.gone(worker);

@@ -1,0 +1,328 @@
+//! Payloads: how they come in and go out without being copied or counted, and where waiting tasks keep theirs.
+//!
+//! A payload passes through the scheduler as a [`Payload`], which borrows the reader's memory. Only a task that is
+//! taken in keeps its own: a small one in a block of the [`Store`], whose blocks are used again without asking the
+//! allocator; a large one as shared bytes.
+
+use bytes::Bytes;
+
+/// From here on a payload that must outlive its reader's buffer shares the buffer's memory, in bytes. A smaller one
+/// is copied, lest a few bytes keep a whole buffer alive.
+const SHARE_PART_BYTES: usize = 32 * 1024;
+
+/// The same for payloads of tasks, which may wait for long. Any piece keeps the whole of its buffer alive, which is
+/// 256 KiB: so what payloads keep in memory is at most twice what they are counted for.
+const KEEP_SHARED_BYTES: usize = 128 * 1024;
+
+/// Bytes that belong to a task or its result, where they lie now.
+///
+/// ```
+/// use bytes::Bytes;
+/// use reparto_balancer::scheduler::Payload;
+/// let buffer = Bytes::from(vec![7; 100_000]);
+/// let payload = Payload::within(&buffer, &buffer[100..90_000]);
+/// assert_eq!(payload.as_slice().len(), 89_900);
+/// assert_eq!(payload.to_bytes().as_ptr(), buffer[100..].as_ptr(), "large ones share their buffer");
+/// assert_eq!(Payload::new(b"hola").to_bytes(), "hola");
+/// ```
+#[derive(Clone, Copy)]
+pub struct Payload<'a> {
+    bytes: &'a [u8],
+    memory: Option<&'a Bytes>,
+}
+
+impl<'a> Payload<'a> {
+    /// No bytes.
+    pub const EMPTY: Payload<'static> = Payload { bytes: &[], memory: None };
+
+    /// Bytes that are copied by whoever keeps them.
+    #[inline]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Payload { bytes, memory: None }
+    }
+
+    /// A part of a buffer, whose memory may be shared by whoever keeps it.
+    #[inline]
+    pub fn within(memory: &'a Bytes, bytes: &'a [u8]) -> Self {
+        Payload { bytes, memory: Some(memory) }
+    }
+
+    /// The bytes.
+    #[inline]
+    pub fn as_slice(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// How many bytes.
+    #[inline]
+    pub fn len(self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The bytes to keep: shared where that is allowed and they are the whole of their memory or 32 KiB and more,
+    /// copied otherwise.
+    pub fn to_bytes(self) -> Bytes {
+        match self.memory {
+            Some(memory) if memory.len() == self.bytes.len() => memory.clone(),
+            Some(memory) if self.bytes.len() >= SHARE_PART_BYTES => memory.slice_ref(self.bytes),
+            _ => Bytes::copy_from_slice(self.bytes),
+        }
+    }
+}
+
+impl<'a> From<&'a Bytes> for Payload<'a> {
+    fn from(bytes: &'a Bytes) -> Self {
+        Payload::within(bytes, bytes)
+    }
+}
+
+impl PartialEq for Payload<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Payload<'_> {}
+
+impl std::fmt::Debug for Payload<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "b\"{}\"", self.bytes.escape_ascii())
+    }
+}
+
+/// Where a task's payload is kept. Not to be dropped, but given back to its store.
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// In a block: its class in the highest four bits, its number within the class in the others.
+    Block { block: u32, bytes: u32 },
+    /// In memory of its own.
+    Own(Box<Bytes>),
+}
+
+impl Kept {
+    /// Bytes of the payload.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Kept::Block { bytes, .. } => *bytes as usize,
+            Kept::Own(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// Largest payload that is kept in a block, in bytes.
+const BLOCK_BYTES: usize = 4096;
+
+/// Classes of blocks: 32 bytes, 48, 64, 96, 128 and so on to 4096, so that at most a third of a block is empty.
+const CLASSES: usize = 15;
+
+/// About how large a page of blocks is, in bytes.
+const PAGE_BYTES: usize = 64 * 1024;
+
+const CLASS_SHIFT: u32 = 28;
+
+/// Blocks for small payloads.
+#[derive(Debug)]
+pub(super) struct Store {
+    classes: [Class; CLASSES],
+}
+
+#[derive(Debug)]
+struct Class {
+    block_bytes: usize,
+    /// log2 of the blocks a page.
+    page_bits: u32,
+    pages: Vec<Box<[u8]>>,
+    free: Vec<u32>,
+    used: usize,
+}
+
+impl Store {
+    pub(super) fn new() -> Self {
+        Store { classes: std::array::from_fn(Class::new) }
+    }
+
+    /// Keeps a payload: copied into a block when it is small, into memory of its own when it is not, and shared
+    /// when it is large.
+    #[inline]
+    pub(super) fn keep(&mut self, payload: Payload<'_>) -> Kept {
+        let bytes = payload.as_slice();
+        if bytes.len() > BLOCK_BYTES {
+            return Kept::Own(Box::new(match payload.memory {
+                Some(memory) if bytes.len() >= KEEP_SHARED_BYTES => memory.slice_ref(bytes),
+                _ => Bytes::copy_from_slice(bytes),
+            }));
+        }
+        let class = class_of(bytes.len());
+        let number = self.classes[class].take();
+        self.classes[class].block_mut(number)[..bytes.len()].copy_from_slice(bytes);
+        Kept::Block { block: (class as u32) << CLASS_SHIFT | number, bytes: bytes.len() as u32 }
+    }
+
+    /// The payload.
+    #[inline]
+    pub(super) fn get<'a>(&'a self, kept: &'a Kept) -> Payload<'a> {
+        match kept {
+            Kept::Block { block, bytes } => {
+                let class = &self.classes[(block >> CLASS_SHIFT) as usize];
+                Payload::new(&class.block(block & ((1 << CLASS_SHIFT) - 1))[..*bytes as usize])
+            }
+            Kept::Own(bytes) => Payload::from(&**bytes),
+        }
+    }
+
+    /// Takes a payload's memory back.
+    #[inline]
+    pub(super) fn release(&mut self, kept: Kept) {
+        if let Kept::Block { block, .. } = kept {
+            self.classes[(block >> CLASS_SHIFT) as usize].give_back(block & ((1 << CLASS_SHIFT) - 1));
+        }
+    }
+
+    /// Blocks in use.
+    #[cfg(test)]
+    pub(super) fn used(&self) -> usize {
+        self.classes.iter().map(|class| class.used).sum()
+    }
+}
+
+impl Class {
+    fn new(class: usize) -> Self {
+        let block_bytes = bytes_of(class);
+        let page_bits = (PAGE_BYTES / block_bytes).ilog2();
+        Class { block_bytes, page_bits, pages: Vec::new(), free: Vec::new(), used: 0 }
+    }
+
+    #[inline]
+    fn take(&mut self) -> u32 {
+        self.used += 1;
+        match self.free.pop() {
+            Some(number) => number,
+            None => self.add_page(),
+        }
+    }
+
+    /// Adds a page, and takes its first block.
+    fn add_page(&mut self) -> u32 {
+        let blocks = 1u32 << self.page_bits;
+        let first = (self.pages.len() as u32) << self.page_bits;
+        assert!(first < (1 << CLASS_SHIFT) - blocks, "the bound on tasks is far below 2^28 blocks");
+        self.pages.push(vec![0; self.block_bytes << self.page_bits].into());
+        self.free.extend((first + 1..first + blocks).rev());
+        first
+    }
+
+    /// Takes a block back. When none is in use any more, the pages of a busier time are freed.
+    #[inline]
+    fn give_back(&mut self, number: u32) {
+        self.used -= 1;
+        if self.used == 0 && self.pages.len() > 1 {
+            self.pages.truncate(1);
+            self.free = (0..1u32 << self.page_bits).rev().collect();
+        } else {
+            self.free.push(number);
+        }
+    }
+
+    #[inline]
+    fn block(&self, number: u32) -> &[u8] {
+        let at = (number as usize & ((1 << self.page_bits) - 1)) * self.block_bytes;
+        &self.pages[(number >> self.page_bits) as usize][at..at + self.block_bytes]
+    }
+
+    #[inline]
+    fn block_mut(&mut self, number: u32) -> &mut [u8] {
+        let at = (number as usize & ((1 << self.page_bits) - 1)) * self.block_bytes;
+        &mut self.pages[(number >> self.page_bits) as usize][at..at + self.block_bytes]
+    }
+}
+
+/// The class of the smallest blocks that hold `bytes`.
+#[inline]
+fn class_of(bytes: usize) -> usize {
+    if bytes <= 32 {
+        return 0;
+    }
+    let last = bytes - 1;
+    let doubling = last.ilog2();
+    let upper_half = (last >> (doubling - 1)) & 1;
+    (doubling as usize - 5) * 2 + 1 + upper_half
+}
+
+/// Bytes of a class's blocks.
+fn bytes_of(class: usize) -> usize {
+    match class {
+        0 => 32,
+        odd if odd % 2 == 1 => 48 << (odd / 2),
+        even => 32 << (even / 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_small_payload_has_the_smallest_block_that_holds_it() {
+        assert_eq!(bytes_of(CLASSES - 1), BLOCK_BYTES);
+        for bytes in 0..=BLOCK_BYTES {
+            let class = class_of(bytes);
+            assert!(bytes_of(class) >= bytes, "{bytes}");
+            assert!(class == 0 || bytes_of(class - 1) < bytes, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_what_came_whatever_its_size_and_neighbours() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut store = Store::new();
+        let mut kept = Vec::new();
+        for round in 0..20_000u32 {
+            if random.bool() || kept.is_empty() {
+                let bytes = 1 << random.u32(..18);
+                let payload: Vec<u8> = vec![round as u8; random.usize(..bytes)];
+                let memory = Bytes::from(payload.clone());
+                kept.push((payload, store.keep(Payload::from(&memory))));
+            } else {
+                let (payload, place) = kept.swap_remove(random.usize(..kept.len()));
+                assert_eq!((store.get(&place).as_slice(), place.len()), (&payload[..], payload.len()));
+                store.release(place);
+            }
+        }
+        for (payload, place) in kept {
+            assert_eq!(store.get(&place).as_slice(), payload);
+            store.release(place);
+        }
+        assert_eq!(store.used(), 0);
+    }
+
+    #[test]
+    fn pages_of_a_busier_time_are_freed_once_it_is_over() {
+        let mut store = Store::new();
+        let kept: Vec<Kept> = (0..100_000).map(|_| store.keep(Payload::new(&[1; 64]))).collect();
+        let pages = |store: &Store| store.classes.iter().map(|class| class.pages.len()).sum::<usize>();
+        assert!(pages(&store) > 90);
+        for place in kept {
+            store.release(place);
+        }
+        assert_eq!(pages(&store), 1);
+        let again = store.keep(Payload::new(b"again"));
+        assert_eq!(store.get(&again).as_slice(), b"again");
+    }
+
+    #[test]
+    fn large_payloads_of_tasks_share_their_buffer_and_smaller_ones_do_not() {
+        let mut store = Store::new();
+        let buffer = Bytes::from(vec![1; 256 * 1024]);
+        let large = store.keep(Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES]));
+        assert_eq!(store.get(&large).as_slice().as_ptr(), buffer.as_ptr());
+        let small = store.keep(Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES - 1]));
+        assert_ne!(store.get(&small).as_slice().as_ptr(), buffer.as_ptr());
+    }
+}
