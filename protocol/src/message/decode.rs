@@ -261,7 +261,13 @@ impl<'a> TaskResult<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<TaskResult<'a>, FrameError> {
         if frame.fields.is_empty() && frame.flags & OUTCOME_MASK == 0 {
             let (outcome, message) = (Outcome::Done, "");
-            return Ok(TaskResult { id: frame.id, outcome, message, service_ns: None, payload: frame.payload });
+            return Ok(TaskResult {
+                id: frame.id,
+                outcome,
+                message,
+                service_ns: None,
+                payload: frame.payload,
+            });
         }
         decode_task_result(frame)
     }
