@@ -214,7 +214,7 @@ impl Scheduler {
             action_names: HashTable::new(),
             backlog: Vec::new(),
             tasks: Slab::new(),
-            payloads: Store::new(),
+            payloads: Store::new(config.max_bytes),
             waiters: Slab::new(),
             keys: Table::new(),
             flows: Flows::new(config.aging.as_micros().try_into().unwrap_or(u64::MAX), config.seed),

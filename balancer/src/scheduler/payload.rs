@@ -131,6 +131,9 @@ const CLASS_SHIFT: u32 = 28;
 #[derive(Debug)]
 pub(super) struct Store {
     classes: [Class; CLASSES],
+    /// Pages that may yet be added. A class keeps its pages while one of its blocks is in use, so without a bound
+    /// over all of them, tasks of one size after the other could make each class as large as all may be together.
+    pages_left: usize,
 }
 
 #[derive(Debug)]
@@ -144,8 +147,11 @@ struct Class {
 }
 
 impl Store {
-    pub(super) fn new() -> Self {
-        Store { classes: std::array::from_fn(Class::new) }
+    /// A store for this many bytes of payload. Its pages have room for half as many again, which is more than
+    /// blocks are larger than what is in them; what finds none left is kept in memory of its own.
+    pub(super) fn new(max_bytes: usize) -> Self {
+        let pages_left = (max_bytes / PAGE_BYTES).saturating_mul(3) / 2;
+        Store { classes: std::array::from_fn(Class::new), pages_left: pages_left.max(CLASSES) }
     }
 
     /// Keeps a payload: copied into a block when it is small, into memory of its own when it is not, and shared
@@ -153,16 +159,20 @@ impl Store {
     #[inline]
     pub(super) fn keep(&mut self, payload: Payload<'_>) -> Kept {
         let bytes = payload.as_slice();
-        if bytes.len() > BLOCK_BYTES {
-            return Kept::Own(Box::new(match payload.memory {
-                Some(memory) if bytes.len() >= KEEP_SHARED_BYTES => memory.slice_ref(bytes),
-                _ => Bytes::copy_from_slice(bytes),
-            }));
+        if bytes.len() <= BLOCK_BYTES {
+            let class = class_of(bytes.len());
+            if let Some(number) = self.classes[class].take(&mut self.pages_left) {
+                self.classes[class].block_mut(number)[..bytes.len()].copy_from_slice(bytes);
+                return Kept::Block {
+                    block: (class as u32) << CLASS_SHIFT | number,
+                    bytes: bytes.len() as u32,
+                };
+            }
         }
-        let class = class_of(bytes.len());
-        let number = self.classes[class].take();
-        self.classes[class].block_mut(number)[..bytes.len()].copy_from_slice(bytes);
-        Kept::Block { block: (class as u32) << CLASS_SHIFT | number, bytes: bytes.len() as u32 }
+        Kept::Own(Box::new(match payload.memory {
+            Some(memory) if bytes.len() >= KEEP_SHARED_BYTES => memory.slice_ref(bytes),
+            _ => Bytes::copy_from_slice(bytes),
+        }))
     }
 
     /// The payload.
@@ -181,7 +191,8 @@ impl Store {
     #[inline]
     pub(super) fn release(&mut self, kept: Kept) {
         if let Kept::Block { block, .. } = kept {
-            self.classes[(block >> CLASS_SHIFT) as usize].give_back(block & ((1 << CLASS_SHIFT) - 1));
+            let class = &mut self.classes[(block >> CLASS_SHIFT) as usize];
+            class.give_back(block & ((1 << CLASS_SHIFT) - 1), &mut self.pages_left);
         }
     }
 
@@ -199,13 +210,18 @@ impl Class {
         Class { block_bytes, page_bits, pages: Vec::new(), free: Vec::new(), used: 0 }
     }
 
+    /// A block that is free, on a new page if need be; `None` when no page may be added.
     #[inline]
-    fn take(&mut self) -> u32 {
-        self.used += 1;
-        match self.free.pop() {
+    fn take(&mut self, pages_left: &mut usize) -> Option<u32> {
+        let number = match self.free.pop() {
             Some(number) => number,
-            None => self.add_page(),
-        }
+            None => {
+                *pages_left = pages_left.checked_sub(1)?;
+                self.add_page()
+            }
+        };
+        self.used += 1;
+        Some(number)
     }
 
     /// Adds a page, and takes its first block.
@@ -220,9 +236,10 @@ impl Class {
 
     /// Takes a block back. When none is in use any more, the pages of a busier time are freed.
     #[inline]
-    fn give_back(&mut self, number: u32) {
+    fn give_back(&mut self, number: u32, pages_left: &mut usize) {
         self.used -= 1;
         if self.used == 0 && self.pages.len() > 1 {
+            *pages_left += self.pages.len() - 1;
             self.pages.truncate(1);
             self.free = (0..1u32 << self.page_bits).rev().collect();
         } else {
@@ -281,7 +298,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_what_came_whatever_its_size_and_neighbours() {
         let mut random = fastrand::Rng::with_seed(1);
-        let mut store = Store::new();
+        let mut store = Store::new(1 << 30);
         let mut kept = Vec::new();
         for round in 0..20_000u32 {
             if random.bool() || kept.is_empty() {
@@ -304,7 +321,7 @@ mod tests {
 
     #[test]
     fn pages_of_a_busier_time_are_freed_once_it_is_over() {
-        let mut store = Store::new();
+        let mut store = Store::new(1 << 30);
         let kept: Vec<Kept> = (0..100_000).map(|_| store.keep(Payload::new(&[1; 64]))).collect();
         let pages = |store: &Store| store.classes.iter().map(|class| class.pages.len()).sum::<usize>();
         assert!(pages(&store) > 90);
@@ -317,8 +334,29 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_all_sizes_together_are_bounded_however_they_are_filled_and_left() {
+        let most = 4 << 20;
+        let mut store = Store::new(most);
+        let mut left = Vec::new();
+        for class in 0..CLASSES {
+            let payload = vec![class as u8; bytes_of(class)];
+            let mut kept: Vec<Kept> =
+                (0..most / payload.len()).map(|_| store.keep(Payload::new(&payload))).collect();
+            left.extend(kept.pop().map(|last| (payload, last)));
+            kept.into_iter().for_each(|kept| store.release(kept));
+        }
+        let bytes: usize = store.classes.iter().flat_map(|class| &class.pages).map(|page| page.len()).sum();
+        assert!(bytes <= most + most / 2, "{bytes}");
+        for (payload, kept) in left {
+            assert_eq!(store.get(&kept).as_slice(), payload);
+            store.release(kept);
+        }
+        assert_eq!(store.used(), 0);
+    }
+
+    #[test]
     fn large_payloads_of_tasks_share_their_buffer_and_smaller_ones_do_not() {
-        let mut store = Store::new();
+        let mut store = Store::new(1 << 30);
         let buffer = Bytes::from(vec![1; 256 * 1024]);
         let large = store.keep(Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES]));
         assert_eq!(store.get(&large).as_slice().as_ptr(), buffer.as_ptr());
