@@ -305,6 +305,9 @@ impl Choice {
     ) {
         let row = &mut workers[worker];
         let old = std::mem::replace(&mut row.bucket, bucket);
+        if old == bucket {
+            return self.move_within(workers, worker, first);
+        }
         let weight = if self.policy == Policy::Weighted { row.weight } else { 1 };
         let index = row.group;
         let group = &mut self.groups[index];
@@ -327,6 +330,25 @@ impl Choice {
         if lowest != group.lowest {
             group.lowest = lowest;
             self.reseat(actions, index);
+        }
+    }
+
+    /// Moves a worker to an end of the bucket that it stands in, if it stands in one and is not alone there.
+    #[inline]
+    fn move_within(&mut self, workers: &mut Slab<Worker>, worker: u32, first: bool) {
+        let (group, bucket) = (workers[worker].group, workers[worker].bucket);
+        if bucket == NO_BUCKET {
+            return;
+        }
+        let list = self.groups[group].buckets.list_mut(bucket);
+        let there = if first { list.head() } else { list.tail() };
+        if there != worker {
+            list.remove(workers, worker);
+            if first {
+                list.push_front(workers, worker);
+            } else {
+                list.push_back(workers, worker);
+            }
         }
     }
 
@@ -430,13 +452,14 @@ fn bucket_of(policy: Policy, worker: &Worker) -> u8 {
 /// In flight relative to threads: sixteenths while a thread is free, then eight steps a doubling.
 #[inline]
 fn load_bucket(in_flight: u32, threads: u32) -> u8 {
-    let (in_flight, threads) = (u64::from(in_flight), u64::from(threads.max(1)));
+    // Windows have at most 2^20 tasks, so nothing here comes near 2^32.
+    let threads = threads.max(1);
     if in_flight < threads {
-        return (in_flight * u64::from(FREE_BUCKETS) / threads) as u8;
+        return (in_flight * FREE_BUCKETS / threads) as u8;
     }
     let load = (in_flight << STEP_BITS) / threads;
     let doublings = load.ilog2() - STEP_BITS;
-    let step = (load >> doublings) as u32 & ((1 << STEP_BITS) - 1);
+    let step = (load >> doublings) & ((1 << STEP_BITS) - 1);
     (FREE_BUCKETS + (doublings << STEP_BITS) + step).min(BUCKETS as u32 - 1) as u8
 }
 

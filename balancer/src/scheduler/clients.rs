@@ -44,7 +44,7 @@ pub(super) struct Client {
 
 /// What a client waits for by one of its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
+pub(super) enum Wait {
     First(u32),
     Beside(u32),
 }
@@ -313,12 +313,23 @@ impl Scheduler {
     }
 
     /// Takes a client's number out of its table. The row it stands for must still be there.
-    #[inline]
     pub(super) fn remove_entry(&mut self, client: u32, id: u64) {
+        if let Some(wait) = self.find_wait(client, id) {
+            self.remove_row(client, id, wait);
+        }
+    }
+
+    /// The same, where it is known what the number stands for, so that no row need be looked at.
+    #[inline]
+    pub(super) fn remove_row(&mut self, client: u32, id: u64, wait: Wait) {
         let (tasks, waiters, hasher) = (&self.tasks, &self.waiters, &self.hasher);
-        let same = |entry: &u32| client_id_of(tasks, waiters, *entry) == id;
+        let row = match wait {
+            Wait::First(task) => task,
+            Wait::Beside(waiter) => waiter | WAITER_BIT,
+        };
         let hash_of = |entry: &u32| hash_of_number(hasher, client_id_of(tasks, waiters, *entry));
-        if self.clients[client].table.remove(hash_of_number(hasher, id), same, hash_of) {
+        let hash = hash_of_number(hasher, id);
+        if self.clients[client].table.remove(hash, |entry| *entry == row, hash_of) {
             self.owed -= 1;
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reparto_protocol::ErrorCode;
 
+use super::clients::Wait;
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
 use super::{AssignmentId, Effect, Payload, Peer, Scheduler, Stopping};
@@ -97,7 +98,7 @@ impl Scheduler {
             return 0;
         }
         let mut released = 1;
-        self.remove_entry(client, id);
+        self.remove_row(client, id, Wait::First(task));
         self.clients[client].bytes -= self.tasks[task].payload.len();
         loop {
             let waiter = self.tasks[task].waiters().head();
@@ -105,7 +106,7 @@ impl Scheduler {
                 break;
             }
             let (client, id) = (self.waiters[waiter].client, self.waiters[waiter].client_id);
-            self.remove_entry(client, id);
+            self.remove_row(client, id, Wait::Beside(waiter));
             self.remove_waiter(waiter);
             released += 1;
         }

@@ -13,8 +13,12 @@ const MANY: usize = 8192;
 /// Shards of a table with many entries; four million entries are 16,384 in each.
 const SHARDS: usize = 256;
 
-/// A table or shard of no more than this capacity never shrinks.
-const SMALL: usize = 64;
+/// A table that is not cut and of no more than this capacity, which is 20 KiB, never shrinks: a client whose tasks
+/// come and go by the thousand would pay for it again and again.
+const SMALL: usize = 4096;
+
+/// A shard of no more than this capacity never shrinks.
+const SMALL_SHARD: usize = 64;
 
 /// A set of rows, each found by the hash of what the owner says it stands for.
 #[derive(Debug)]
@@ -73,10 +77,11 @@ impl Table {
         same: impl FnMut(&u32) -> bool,
         hash_of: impl Fn(&u32) -> u64,
     ) -> bool {
+        let small = if matches!(self.shards, Shards::One(_)) { SMALL } else { SMALL_SHARD };
         let shard = self.shard_mut(hash);
         let Ok(entry) = shard.find_entry(hash, same) else { return false };
         entry.remove();
-        if shard.capacity() > SMALL && shard.len() < shard.capacity() / 8 {
+        if shard.capacity() > small && shard.len() < shard.capacity() / 8 {
             shard.shrink_to(shard.len() * 2, hash_of);
         }
         self.len -= 1;
@@ -165,7 +170,7 @@ mod tests {
         for entry in 0..99_990 {
             table.remove(hash_of(&entry), |other| *other == entry, hash_of);
         }
-        assert!(table.capacity() <= SHARDS * SMALL, "{}", table.capacity());
+        assert!(table.capacity() <= SHARDS * SMALL_SHARD, "{}", table.capacity());
         for entry in 99_990..100_000 {
             table.remove(hash_of(&entry), |other| *other == entry, hash_of);
         }
