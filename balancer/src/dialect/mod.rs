@@ -145,8 +145,8 @@ impl Session {
         }
     }
 
-    /// Takes the frame that begins at `from` in `chunk`: what it asks for, and its length in bytes, which is 0
-    /// for [`Step::Incomplete`].
+    /// Takes the frame that begins at `from` in `chunk`, and moves `from` behind it: what does it ask for? For
+    /// [`Step::Incomplete`] it stays.
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
@@ -156,8 +156,8 @@ impl Session {
         context: &Context,
         peer: Peer,
         chunk: &'a Bytes,
-        from: usize,
-    ) -> Result<(Step<'a>, usize), Refusal> {
+        from: &mut usize,
+    ) -> Result<Step<'a>, Refusal> {
         match self {
             Session::Native(session) => session.decode(context, peer, chunk, from),
         }

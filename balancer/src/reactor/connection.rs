@@ -272,7 +272,8 @@ mod tests {
         let message = Hello { version: 1, role: Role::Client, features: 0, agent: "", token: &[] };
         Message::Hello(message).encode(&mut hello);
         let hello = hello.freeze();
-        let (step, length) = connection.session.decode(&context(), PEER, &hello, 0).expect("a HELLO");
+        let mut length = 0;
+        let step = connection.session.decode(&context(), PEER, &hello, &mut length).expect("a HELLO");
         assert!(matches!(step, Step::Answer(..)) && length == hello.len());
         (connection, listener)
     }

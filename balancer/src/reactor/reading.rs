@@ -138,15 +138,11 @@ impl Reactor {
             else {
                 return Stop::Closed;
             };
-            match connection.session.decode(&self.context, peer, chunk, from) {
-                Ok((Step::Event(event), length)) => {
-                    from += length;
-                    self.handle(event);
-                }
-                Ok((Step::Incomplete, _)) => return Stop::Incomplete(from),
-                Ok((Step::Nothing, length)) => from += length,
-                Ok((Step::Answer(answer, event), length)) => {
-                    from += length;
+            match connection.session.decode(&self.context, peer, chunk, &mut from) {
+                Ok(Step::Event(event)) => self.handle(event),
+                Ok(Step::Incomplete) => return Stop::Incomplete(from),
+                Ok(Step::Nothing) => {}
+                Ok(Step::Answer(answer, event)) => {
                     reports += u32::from(matches!(answer, Answer::Status { .. }));
                     let full = self.answer(peer, &answer);
                     if let Some(event) = event {

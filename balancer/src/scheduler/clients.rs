@@ -85,6 +85,7 @@ impl Scheduler {
     }
 
     /// Takes a task in: to a worker with room, or else into its queue; or refuses it.
+    #[inline(never)]
     pub(super) fn submit(&mut self, client: u32, submission: Submission<'_>, effects: &mut Vec<Effect<'_>>) {
         let (action, shared) = match self.admit(client, &submission) {
             Ok(admitted) => admitted,

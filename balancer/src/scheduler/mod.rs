@@ -241,6 +241,7 @@ impl Scheduler {
     ///
     /// Events of peers that are not known, or not any more, are dropped: they are late, not wrong. A `now` before
     /// the latest one counts as the latest one.
+    #[inline(always)]
     pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut Vec<Effect<'a>>) {
         self.now = self.now.max(now);
         match event {
@@ -254,6 +255,18 @@ impl Scheduler {
                     self.finished(worker, assignment, finish, service_ns, payload, effects);
                 }
             }
+            other => self.handle_other(other, effects),
+        }
+        if self.stopping.is_some() {
+            self.stop_if_quiet(effects);
+        }
+    }
+
+    /// The events that come far less often than tasks and their results.
+    #[inline(never)]
+    fn handle_other<'a>(&mut self, event: Event<'a>, effects: &mut Vec<Effect<'a>>) {
+        match event {
+            Event::Submit { .. } | Event::Finished { .. } => {}
             Event::Heard { peer } => {
                 if let Role::Worker(worker) = self.role(peer) {
                     self.heard(worker, effects);
@@ -282,9 +295,6 @@ impl Scheduler {
                 Role::None => {}
             },
             Event::Shutdown { grace } => self.shut_down(grace, effects),
-        }
-        if self.stopping.is_some() {
-            self.stop_if_quiet(effects);
         }
     }
 

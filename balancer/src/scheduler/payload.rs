@@ -125,6 +125,10 @@ const CLASSES: usize = 15;
 /// About how large a page of blocks is, in bytes.
 const PAGE_BYTES: usize = 64 * 1024;
 
+/// Pages that a class keeps when none of its blocks is in use any more: 512 KiB, so that waves of some thousand small
+/// tasks do not free and clear pages again and again.
+const KEPT_PAGES: usize = 8;
+
 const CLASS_SHIFT: u32 = 28;
 
 /// Blocks for small payloads.
@@ -238,10 +242,10 @@ impl Class {
     #[inline]
     fn give_back(&mut self, number: u32, pages_left: &mut usize) {
         self.used -= 1;
-        if self.used == 0 && self.pages.len() > 1 {
-            *pages_left += self.pages.len() - 1;
-            self.pages.truncate(1);
-            self.free = (0..1u32 << self.page_bits).rev().collect();
+        if self.used == 0 && self.pages.len() > KEPT_PAGES {
+            *pages_left += self.pages.len() - KEPT_PAGES;
+            self.pages.truncate(KEPT_PAGES);
+            self.free = (0..(KEPT_PAGES as u32) << self.page_bits).rev().collect();
         } else {
             self.free.push(number);
         }
@@ -328,7 +332,7 @@ mod tests {
         for place in kept {
             store.release(place);
         }
-        assert_eq!(pages(&store), 1);
+        assert_eq!(pages(&store), KEPT_PAGES);
         let again = store.keep(Payload::new(b"again"));
         assert_eq!(store.get(&again).as_slice(), b"again");
     }

@@ -39,20 +39,20 @@ impl Session {
         context: &Context,
         peer: Peer,
         chunk: &'a Bytes,
-        from: usize,
-    ) -> Result<(Step<'a>, usize), Refusal> {
-        let Some((frame, length)) = Frame::parse(&chunk[from..], self.frame_limit(context))? else {
-            return Ok((Step::Incomplete, 0));
+        from: &mut usize,
+    ) -> Result<Step<'a>, Refusal> {
+        let Some((frame, length)) = Frame::parse(&chunk[*from..], self.frame_limit(context))? else {
+            return Ok(Step::Incomplete);
         };
-        let step = match (self.state, frame.kind) {
-            (State::Client, FrameType::Task) => submit(peer, chunk, &Task::decode(&frame)?),
-            (State::Worker, FrameType::TaskResult) => finished(peer, chunk, &TaskResult::decode(&frame)?),
+        *from += length;
+        match (self.state, frame.kind) {
+            (State::Client, FrameType::Task) => Ok(submit(peer, chunk, &Task::decode(&frame)?)),
+            (State::Worker, FrameType::TaskResult) => Ok(finished(peer, chunk, &TaskResult::decode(&frame)?)),
             (_, kind) => {
                 self.admit(kind)?;
-                self.take(context, peer, chunk, Message::decode(&frame)?)?
+                self.take(context, peer, chunk, Message::decode(&frame)?)
             }
-        };
-        Ok((step, length))
+        }
     }
 
     /// Before HELLO a peer is a stranger, and HELLO is small.

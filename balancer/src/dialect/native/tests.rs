@@ -65,15 +65,9 @@ fn decode_in_pieces(listener: Listener, stream: &[u8], piece: usize) -> (Vec<Str
         let whole = Bytes::from(std::mem::take(&mut buffer));
         let mut from = 0;
         loop {
-            match session.decode(&context(), PEER, &whole, from) {
-                Ok((Step::Incomplete, length)) => {
-                    assert_eq!(length, 0);
-                    break;
-                }
-                Ok((step, length)) => {
-                    seen.push(format!("{step:?}"));
-                    from += length;
-                }
+            match session.decode(&context(), PEER, &whole, &mut from) {
+                Ok(Step::Incomplete) => break,
+                Ok(step) => seen.push(format!("{step:?}")),
                 Err(refusal) => return (seen, Some(refusal)),
             }
         }
@@ -235,8 +229,9 @@ fn background_tasks_and_fetches_are_answered_that_there_is_no_store() {
 fn payloads_of_middle_size_do_not_hold_the_buffer_they_came_in() {
     let mut session = Session::new(Listener::Workers);
     let start = wire(&[hello(Role::Worker), register(&["echo"])]);
-    let (_, length) = session.decode(&context(), PEER, &start, 0).expect("HELLO");
-    session.decode(&context(), PEER, &start, length).expect("REGISTER");
+    let mut from = 0;
+    session.decode(&context(), PEER, &start, &mut from).expect("HELLO");
+    session.decode(&context(), PEER, &start, &mut from).expect("REGISTER");
     for (size, shared) in [(64, false), (8 * 1024, false), (64 * 1024, true)] {
         let payload = vec![1; size];
         let outcome = Outcome::Done;
@@ -247,7 +242,7 @@ fn payloads_of_middle_size_do_not_hold_the_buffer_they_came_in() {
             service_ns: None,
             payload: &payload,
         })]);
-        let (step, _) = session.decode(&context(), PEER, &stream, 0).expect("a result");
+        let step = session.decode(&context(), PEER, &stream, &mut 0).expect("a result");
         let Step::Event(crate::scheduler::Event::Finished { payload, .. }) = step else { panic!("{step:?}") };
         assert_eq!(stream.as_ptr_range().contains(&payload.to_bytes().as_ptr()), shared, "{size} bytes");
     }
