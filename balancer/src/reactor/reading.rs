@@ -36,7 +36,7 @@ impl Reactor {
             connection.parked = false;
             let parked = Bytes::from(std::mem::take(&mut connection.input));
             let bytes = parked.len();
-            self.take_in(peer, parked);
+            self.take_in(peer, &parked);
             self.queue_again(peer);
             return bytes;
         }
@@ -53,8 +53,9 @@ impl Reactor {
                 let bytes = chunk.len();
                 if connection.phase == Phase::Open {
                     self.heard(peer);
-                    self.take_in(peer, chunk);
+                    self.take_in(peer, &chunk);
                 }
+                self.read_buffer.give_back(chunk);
                 self.queue_again(peer);
                 bytes
             }
@@ -90,12 +91,12 @@ impl Reactor {
     }
 
     /// Takes in a chunk: first what completes an unfinished frame, then frames where they lie, and keeps the rest.
-    fn take_in(&mut self, peer: Peer, chunk: Bytes) {
+    fn take_in(&mut self, peer: Peer, chunk: &Bytes) {
         let mut from = 0;
         let mut whole_frames = false;
         let Some(connection) = self.connections.get_mut(peer) else { return };
         if !connection.input.is_empty() {
-            match connection.complete(&self.context, &chunk, &mut from) {
+            match connection.complete(&self.context, chunk, &mut from) {
                 Err(refusal) => return self.close(peer, &refusal),
                 Ok(None) => return self.count_input(peer, false),
                 Ok(Some(frame)) => {
@@ -113,7 +114,7 @@ impl Reactor {
                 }
             }
         }
-        match self.decode(peer, &chunk, from) {
+        match self.decode(peer, chunk, from) {
             Stop::Closed => {}
             Stop::Later(at) => self.park(peer, &chunk[at..]),
             Stop::Incomplete(at) => {

@@ -12,10 +12,10 @@ use crate::dialect::{Listener, Refusal};
 use crate::scheduler::{Event, Peer};
 
 /// Most buffers kept for the next outputs.
-const SPARE_BUFFERS: usize = 256;
+const SPARE_BUFFERS: usize = 32;
 
 /// A buffer that has grown beyond this is freed instead.
-const SPARE_BYTES: usize = 64 * 1024;
+const SPARE_BYTES: usize = 512 * 1024;
 
 impl Reactor {
     /// Flushes every touched connection. What a turn leaves over stays on the list.

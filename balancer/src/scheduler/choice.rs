@@ -281,8 +281,10 @@ impl Choice {
         let bucket = bucket_of(self.policy, row);
         let by_turns = self.policy != Policy::LeastLoaded;
         let full_turn = if self.policy == Policy::Weighted { row.weight } else { 1 };
-        let mut turn_over = change == Change::Assigned;
-        if turn_over && by_turns {
+        // Under `least_loaded` its load moves it on. Until then the next tasks go to it, too, so that a burst reaches
+        // few workers, each in one write, instead of all of them in many.
+        let mut turn_over = by_turns && change == Change::Assigned;
+        if turn_over {
             row.turns_left = row.turns_left.saturating_sub(1);
             turn_over = row.turns_left == 0;
         }
