@@ -24,6 +24,7 @@ pub(crate) struct BalancerArgs {
         value_name = "HOST:PORT",
         env = "REPARTO_BALANCER",
         value_delimiter = ',',
+        value_parser = crate::parse::address,
         default_value = "127.0.0.1:8888"
     )]
     pub(crate) balancers: Vec<String>,

@@ -9,7 +9,6 @@ mod bench;
 mod client_side;
 mod demo;
 mod load;
-#[allow(dead_code)] // Until the subcommands that need it are there.
 mod parse;
 mod repl;
 mod status;

@@ -62,6 +62,15 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     value.checked_mul(*bytes).ok_or_else(|| format!("'{text}' is more than can be counted"))
 }
 
+/// Reads an address: a name or number, a colon, a port. Whether there is such a host is found out when it is called.
+pub(crate) fn address(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err(format!("'{text}' is not an address; write HOST:PORT, such as 127.0.0.1:8888")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +93,15 @@ mod tests {
         assert!(duration("-1s").is_err());
         assert!(duration("1.2.3s").is_err());
         assert!(duration("99999999999999999999999d").is_err_and(|e| e.contains("too long")));
+    }
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        assert_eq!(address(" lb1:8888"), Ok("lb1:8888".into()));
+        assert_eq!(address("[::1]:8888"), Ok("[::1]:8888".into()));
+        for wrong in ["lb1", ":8888", "lb1:", "lb1:http", "lb1:99999", ""] {
+            assert!(address(wrong).is_err_and(|e| e.contains("write HOST:PORT")), "{wrong}");
+        }
     }
 
     #[test]

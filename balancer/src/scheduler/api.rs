@@ -107,7 +107,7 @@ pub enum Finish<'a> {
     Failed(&'a str),
     /// Failed, and why; another attempt may do better.
     Retry(&'a str),
-    /// Not begun, and handed back; costs no attempt.
+    /// Not begun, and handed back; costs no attempt when it was recalled or the worker drains, and one otherwise.
     NotRun,
 }
 

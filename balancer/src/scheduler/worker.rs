@@ -10,7 +10,7 @@ use super::task::PlaceLink;
 /// Work that a worker may be given beyond its free threads, as time that it will take a thread.
 const HELD_WORK: Duration = Duration::from_millis(1);
 
-/// Tasks that a worker is given at most beyond its free threads, however short it says they are. No balancer passes
+/// Tasks that a worker with fewer threads is given at most, however short it says they are. No balancer passes
 /// on more in a millisecond, and what one worker holds must be taken back in one go when it is lost.
 const HELD_MOST: u64 = 16_384;
 
