@@ -7,9 +7,6 @@ use bytes::{Bytes, BytesMut};
 /// Bytes of the buffer, and so the most that one read takes.
 pub(super) const READ_BYTES: usize = 256 * 1024;
 
-/// A read is never offered less room than this.
-const LEAST_ROOM: usize = READ_BYTES / 4;
-
 /// With epoll and kqueue a read or write that did less than it was asked to has reached the end of what the
 /// socket can do, and an event follows when it can do more. Elsewhere only `WouldBlock` tells.
 pub(super) const SHORT_MEANS_BLOCKED: bool = cfg!(any(
@@ -23,39 +20,32 @@ pub(super) const SHORT_MEANS_BLOCKED: bool = cfg!(any(
     target_os = "dragonfly",
 ));
 
-/// A buffer that is handed out piece by piece, and begun again once little room is left.
-///
-/// A piece that was given back whole is read into again at once, so that the same few cache lines serve read after
-/// read. Beginning again costs no allocation unless somebody has kept a piece. The bytes are zeroed then, since
-/// reading into memory that holds nothing yet takes unsafe code.
+/// A buffer that is read into from its beginning, again and again, so that the same warm memory serves read after
+/// read. Where somebody has kept a part of what was read, that keeps the memory, and the next read gets new one:
+/// zeroed, since reading into memory that holds nothing yet takes unsafe code.
 #[derive(Debug)]
 pub(super) struct ReadBuffer {
+    /// Memory to read into; empty while it is handed out.
     room: BytesMut,
+    /// The memory that is handed out.
+    lent: Bytes,
 }
 
 impl ReadBuffer {
     pub(super) fn new() -> Self {
-        ReadBuffer { room: BytesMut::zeroed(READ_BYTES) }
+        ReadBuffer { room: BytesMut::zeroed(READ_BYTES), lent: Bytes::new() }
     }
 
     /// Reads once. Gives what came, empty at the end of the stream, and whether more may be there.
     pub(super) fn read(&mut self, source: &mut impl Read) -> io::Result<(Bytes, bool)> {
-        if self.room.len() < LEAST_ROOM {
-            self.room.clear();
-            self.room.resize(READ_BYTES, 0);
+        if self.room.is_empty() {
+            let lent = std::mem::take(&mut self.lent);
+            self.room = lent.try_into_mut().unwrap_or_else(|_| BytesMut::zeroed(READ_BYTES));
         }
         let count = source.read(&mut self.room)?;
         let more = count == self.room.len() || !SHORT_MEANS_BLOCKED;
-        Ok((self.room.split_to(count).freeze(), more))
-    }
-
-    /// Takes the latest piece back. Its memory is used again, unless somebody has kept a part of it.
-    pub(super) fn give_back(&mut self, piece: Bytes) {
-        if let Ok(mut front) = piece.try_into_mut() {
-            // They lie side by side, so this joins them without a copy.
-            front.unsplit(std::mem::take(&mut self.room));
-            self.room = front;
-        }
+        self.lent = std::mem::take(&mut self.room).freeze();
+        Ok((self.lent.slice(..count), more))
     }
 }
 

@@ -55,7 +55,6 @@ impl Reactor {
                     self.heard(peer);
                     self.take_in(peer, &chunk);
                 }
-                self.read_buffer.give_back(chunk);
                 self.queue_again(peer);
                 bytes
             }
