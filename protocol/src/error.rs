@@ -192,14 +192,6 @@ pub enum FrameError {
         /// The field's tag.
         tag: u8,
     },
-    /// The flags have a combination without a meaning.
-    #[error("{frame} has the flags 0x{flags:02X}, which mean nothing together")]
-    Flags {
-        /// In which frame.
-        frame: FrameType,
-        /// The flags.
-        flags: u8,
-    },
     /// The id is 0, which stands for the connection, where an answer needs one of its own.
     #[error("{frame} has the id 0, which stands for the connection itself")]
     NoId {

@@ -5,7 +5,7 @@ use super::slab::NONE;
 use super::task::{Place, Task};
 use super::turns::{NextTurn, Turn, Turns};
 use super::watching::STALL;
-use super::{AssignmentId, Effect, Scheduler};
+use super::{Effect, Scheduler};
 
 impl Scheduler {
     /// Puts a task, which is nowhere, into its queue.
@@ -78,8 +78,7 @@ impl Scheduler {
             }
         }
         self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Assigned);
-        let assignment = AssignmentId(u64::from(self.attempt_tag) << 32 | u64::from(task));
-        effects.push(Effect::Assign { peer, assignment });
+        effects.push(Effect::Assign { peer, assignment: self.assignment_id(task) });
     }
 
     /// Takes a task from its worker; it is nowhere then.

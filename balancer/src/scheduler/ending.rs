@@ -8,7 +8,7 @@ use reparto_protocol::ErrorCode;
 use super::clients::Wait;
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
-use super::{AssignmentId, Effect, Payload, Peer, Scheduler, Stopping};
+use super::{Effect, Payload, Peer, Scheduler, Stopping};
 
 /// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
 const ROWS_A_STEP: usize = 16;
@@ -17,13 +17,7 @@ impl Scheduler {
     /// Ends a task, which is nowhere, with its result.
     #[inline]
     pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut Vec<Effect<'a>>) {
-        if let Some((peer, id)) = self.only_waiter(task) {
-            effects.push(Effect::Result { peer, id, payload });
-        } else {
-            self.each_waiter(task, |peer, id| {
-                effects.push(Effect::Result { peer, id, payload });
-            });
-        }
+        self.each_waiter(task, |peer, id| effects.push(Effect::Result { peer, id, payload }));
         self.counts.done += self.release_waiters(task);
         self.drop_task(task);
     }
@@ -54,12 +48,6 @@ impl Scheduler {
             effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload });
         });
         self.counts.failed += self.release_waiters(task);
-    }
-
-    /// The only one who waits, if it is only one and is there.
-    #[inline]
-    fn only_waiter(&self, task: u32) -> Option<(Peer, u64)> {
-        if self.tasks[task].waiters().is_empty() { self.first_waiter(task) } else { None }
     }
 
     /// The first one who waits, if it is there.
@@ -139,10 +127,8 @@ impl Scheduler {
             Place::Held(worker) => {
                 self.wheel.clear(&mut self.tasks, task);
                 self.remove_key(task);
-                let peer = self.workers[worker].peer;
-                let row = &mut self.tasks[task];
-                row.extra = None;
-                let assignment = AssignmentId(u64::from(row.attempt_tag) << 32 | u64::from(task));
+                self.tasks[task].extra = None;
+                let (peer, assignment) = (self.workers[worker].peer, self.assignment_id(task));
                 effects.push(Effect::CancelAssignment { peer, assignment, recall: false });
             }
             Place::Moving => {}

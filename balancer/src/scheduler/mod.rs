@@ -359,6 +359,12 @@ impl Scheduler {
         })
     }
 
+    /// The name of a task's present attempt. [`task_of`](Self::task_of) goes the other way.
+    #[inline]
+    fn assignment_id(&self, task: u32) -> AssignmentId {
+        AssignmentId(u64::from(self.tasks[task].attempt_tag) << 32 | u64::from(task))
+    }
+
     /// The task of an assignment that is held by a worker now.
     #[inline]
     fn task_of(&self, id: AssignmentId) -> Option<u32> {

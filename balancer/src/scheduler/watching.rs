@@ -7,7 +7,7 @@ use reparto_protocol::ErrorCode;
 use super::choice::Change;
 use super::slab::{List, NONE};
 use super::task::PlaceLink;
-use super::{AssignmentId, Effect, Scheduler, Time};
+use super::{Effect, Scheduler, Time};
 
 /// A worker that holds more than its threads and has delivered nothing for this long is asked to hand back what
 /// another worker is free to run.
@@ -115,7 +115,7 @@ impl Scheduler {
             looked_at += 1;
             let task = &self.tasks[at];
             if !task.recalled && is_free(&task.action) {
-                let assignment = AssignmentId(u64::from(task.attempt_tag) << 32 | u64::from(at));
+                let assignment = self.assignment_id(at);
                 effects.push(Effect::CancelAssignment { peer, assignment, recall: true });
                 self.tasks[at].recalled = true;
                 recalled += 1;
