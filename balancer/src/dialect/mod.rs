@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{ErrorCode, FrameError};
 
-use crate::scheduler::{Assignment, Effect, Event, Peer, Policy, Scheduler, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Peer, Policy, Scheduler, Time};
 
 pub mod native;
 mod output;
@@ -163,17 +163,20 @@ impl Session {
         }
     }
 
-    /// Writes down an effect that concerns this connection. `assignment` is there for [`Effect::Assign`].
+    /// Writes down an effect that concerns this connection; [`assign`](Self::assign) does it for
+    /// [`Effect::Assign`].
     #[inline]
-    pub fn encode(
-        &self,
-        now: Time,
-        effect: Effect<'_>,
-        assignment: Option<Assignment<'_>>,
-        out: &mut Output,
-    ) {
+    pub fn encode(&self, effect: Effect<'_>, out: &mut Output) {
         match self {
-            Session::Native(_) => native::encode(now, effect, assignment, out),
+            Session::Native(_) => native::encode(effect, out),
+        }
+    }
+
+    /// Writes down an assignment to this connection.
+    #[inline]
+    pub fn assign(&self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
+        match self {
+            Session::Native(_) => native::assign(now, id, details, out),
         }
     }
 

@@ -1,140 +1,101 @@
-//! Carrying out what the scheduler wants: effects become bytes in the outputs of the connections they concern.
+//! Carrying out what the scheduler wants: effects become bytes in the outputs of the connections they concern, as
+//! they come.
 
-use bytes::BytesMut;
-
-use super::connection::Connection;
+use super::net::Net;
 use super::turn::Reactor;
 use crate::dialect::Answer;
-use crate::scheduler::{Effect, Event, Peer};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Peer};
+
+impl<'a> Effects<'a> for Net {
+    #[inline]
+    fn push(&mut self, effect: Effect<'a>) {
+        self.effects += 1;
+        match effect {
+            Effect::Result { peer, .. } => {
+                self.append(peer, |connection| connection.session.encode(effect, &mut connection.output));
+            }
+            other => self.carry_out(other),
+        }
+    }
+
+    #[inline]
+    fn assign(&mut self, peer: Peer, assignment: AssignmentId, details: Assignment<'_>) {
+        self.effects += 1;
+        let now = self.now;
+        self.append(peer, |connection| {
+            connection.session.assign(now, assignment, &details, &mut connection.output);
+        });
+    }
+
+    fn count(&self) -> usize {
+        self.effects
+    }
+}
+
+impl Net {
+    /// The effects that come far less often than assignments and results.
+    #[inline(never)]
+    fn carry_out(&mut self, effect: Effect<'_>) {
+        let peer = match &effect {
+            Effect::Stopped => {
+                self.stopped = true;
+                return;
+            }
+            Effect::Progress { peer, .. } if self.is_full(*peer) => return,
+            Effect::Assign { peer, .. }
+            | Effect::CancelAssignment { peer, .. }
+            | Effect::Result { peer, .. }
+            | Effect::Fail { peer, .. }
+            | Effect::Progress { peer, .. }
+            | Effect::Acknowledge { peer, .. }
+            | Effect::Ping { peer }
+            | Effect::GoAway { peer }
+            | Effect::Close { peer, .. } => *peer,
+        };
+        let closing = matches!(effect, Effect::Close { .. });
+        let told = self.append(peer, |connection| connection.session.encode(effect, &mut connection.output));
+        if told && closing {
+            self.begin_closing(peer);
+        }
+    }
+
+    /// Whether so much waits for a connection that what can be spared is not told to it.
+    fn is_full(&mut self, peer: Peer) -> bool {
+        let soft = self.settings.output_soft_bytes;
+        self.connections.get_mut(peer).is_some_and(|connection| connection.output.len() >= soft)
+    }
+}
 
 impl Reactor {
     /// Hands the scheduler an event, and carries out what it wants done.
     #[inline]
     pub(super) fn handle(&mut self, event: Event<'_>) {
-        let mut effects = again(std::mem::take(&mut self.effects));
-        self.scheduler.handle(self.now, event, &mut effects);
-        self.carry_out(effects);
+        self.scheduler.handle(self.net.now, event, &mut self.net);
     }
 
     /// Has the scheduler do what is due, and carries out what it wants done.
     pub(super) fn tick(&mut self) {
-        let mut effects = std::mem::take(&mut self.effects);
-        self.scheduler.tick(self.now, &mut effects);
-        self.carry_out(effects);
-    }
-
-    /// Carries out effects, in their order, and keeps their memory for the next ones.
-    #[inline]
-    pub(super) fn carry_out(&mut self, mut effects: Vec<Effect<'_>>) {
-        for effect in effects.drain(..) {
-            self.carry_out_one(effect);
-        }
-        self.effects = again(effects);
-    }
-
-    #[inline]
-    fn carry_out_one(&mut self, effect: Effect<'_>) {
-        let Some(peer) = peer_of(&effect) else {
-            self.stopped = true;
-            return;
-        };
-        let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
-            return;
-        };
-        let before = connection.output.len();
-        if matches!(effect, Effect::Progress { .. }) && before >= self.settings.output_soft_bytes {
-            return;
-        }
-        touch(peer, connection, &mut self.touched, &mut self.spare);
-        let closing = matches!(effect, Effect::Close { .. });
-        let assignment = match effect {
-            Effect::Assign { assignment, .. } => self.scheduler.assignment(assignment),
-            _ => None,
-        };
-        connection.session.encode(self.now, effect, assignment, &mut connection.output);
-        if closing {
-            self.begin_closing(peer);
-        }
-        self.appended(peer, before);
+        self.scheduler.tick(self.net.now, &mut self.net);
     }
 
     /// Answers a frame that the scheduler has no part in. Says whether the connection has enough to read now.
     pub(super) fn answer(&mut self, peer: Peer, answer: &Answer) -> bool {
-        let Some(connection) = self.connections.get_mut(peer) else { return true };
-        let before = connection.output.len();
-        let full = before >= self.settings.output_soft_bytes;
+        let full = self.net.is_full(peer);
         // What waits unread tells a peer that we are alive, and pongs must not pile up on it.
         if full && matches!(answer, Answer::Pong(_)) {
             return false;
         }
-        touch(peer, connection, &mut self.touched, &mut self.spare);
-        connection.session.answer(&self.context, self.now, &self.scheduler, answer, &mut connection.output);
-        self.appended(peer, before);
-        full
-    }
-
-    /// Counts what was appended to an output, and holds it to its bounds.
-    #[inline]
-    pub(super) fn appended(&mut self, peer: Peer, before: usize) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
-        let waiting = connection.output.len();
-        self.output_bytes += waiting - before;
-        let over_its_own = waiting > self.settings.output_hard_bytes;
-        let over_all = self.output_bytes > self.settings.max_output_bytes && connection.write_blocked;
-        if (over_its_own || over_all) && !connection.doomed {
-            log::warn!(
-                "a connection that does not read is closed: {waiting} bytes wait for it, {} for all",
-                self.output_bytes
-            );
-            connection.doomed = true;
-            self.doomed.push(peer);
-        }
+        let (context, now, scheduler) = (self.net.context.clone(), self.net.now, &self.scheduler);
+        let open = self.net.append(peer, |connection| {
+            connection.session.answer(&context, now, scheduler, answer, &mut connection.output);
+        });
+        full || !open
     }
 
     /// Ends the connections that were doomed while effects were carried out.
     pub(super) fn settle(&mut self) {
-        while let Some(peer) = self.doomed.pop() {
+        while let Some(peer) = self.net.doomed.pop() {
             self.lost(peer, "it does not read what it is sent");
         }
     }
-}
-
-/// Puts a connection on the list of those to be flushed, and lends its output a buffer.
-#[inline]
-pub(super) fn touch(
-    peer: Peer,
-    connection: &mut Connection,
-    touched: &mut Vec<Peer>,
-    spare: &mut Vec<BytesMut>,
-) {
-    if !connection.touched {
-        connection.touched = true;
-        touched.push(peer);
-        connection.lend(spare);
-    }
-}
-
-/// Whom an effect concerns; nobody in particular for [`Effect::Stopped`].
-#[inline]
-fn peer_of(effect: &Effect<'_>) -> Option<Peer> {
-    match effect {
-        Effect::Assign { peer, .. }
-        | Effect::CancelAssignment { peer, .. }
-        | Effect::Result { peer, .. }
-        | Effect::Fail { peer, .. }
-        | Effect::Progress { peer, .. }
-        | Effect::Acknowledge { peer, .. }
-        | Effect::Ping { peer }
-        | Effect::GoAway { peer }
-        | Effect::Close { peer, .. } => Some(*peer),
-        Effect::Stopped => None,
-    }
-}
-
-/// An empty list's memory, for effects that borrow from another event. Collecting a list's own iterator into a list
-/// of the same layout takes the memory over.
-#[inline]
-fn again<'a>(mut effects: Vec<Effect<'_>>) -> Vec<Effect<'a>> {
-    effects.clear();
-    effects.into_iter().map_while(|_| None).collect()
 }

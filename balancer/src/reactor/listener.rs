@@ -11,7 +11,8 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::connection::Connection;
 use super::deadlines::Deadlines;
-use super::turn::{LISTENERS, Reactor, token_of};
+use super::net::Net;
+use super::turn::{LISTENERS, token_of};
 use super::{BalancerError, Settings};
 use crate::dialect::{Listener, Output, Refusal, Session};
 use crate::scheduler::Peer;
@@ -59,7 +60,7 @@ impl Acceptor {
     }
 }
 
-impl Reactor {
+impl Net {
     /// Whether somebody may be accepted now.
     pub(super) fn may_accept(&self) -> bool {
         self.accept_again.is_none() && self.acceptors.iter().any(|acceptor| acceptor.ready)

@@ -33,9 +33,9 @@
 //!
 //! # Where things are
 //!
-//! `listener` accepts, `reading` reads and decodes, `effects` carries out what the scheduler wants, `writing`
-//! flushes and closes, `turn` puts them in order. They share the `Reactor` of `turn`. Decoding and encoding touch
-//! the connection alone, and the scheduler's call stands between them, so that later other threads can do both.
+//! `net` holds the connections; `listener` accepts, `reading` reads and decodes, `effects` carries out what the
+//! scheduler wants, `writing` flushes and closes, and `turn` puts them in order. The `Reactor` of `turn` is a `Net`
+//! and the scheduler: an event goes to the scheduler, which gives its effects to the net as they come.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,6 +48,7 @@ mod deadlines;
 mod effects;
 mod error;
 mod listener;
+mod net;
 mod read_buffer;
 mod reading;
 mod settings;

@@ -27,7 +27,7 @@ enum Stop {
 impl Reactor {
     /// Gives a connection its part of the turn: one read, and all that came with it. Says how many bytes came.
     pub(super) fn serve(&mut self, peer: Peer) -> usize {
-        let Some(connection) = self.connections.get_mut(peer) else { return 0 };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
         connection.queued = false;
         if connection.paused {
             return 0;
@@ -37,13 +37,13 @@ impl Reactor {
             let parked = Bytes::from(std::mem::take(&mut connection.input));
             let bytes = parked.len();
             self.take_in(peer, &parked);
-            self.queue_again(peer);
+            self.net.queue_again(peer);
             return bytes;
         }
         if !connection.readable {
             return 0;
         }
-        match self.read_buffer.read(&mut connection.stream) {
+        match self.net.read_buffer.read(&mut connection.stream) {
             Ok((chunk, _)) if chunk.is_empty() => {
                 self.lost(peer, "closed by the peer");
                 0
@@ -55,7 +55,7 @@ impl Reactor {
                     self.heard(peer);
                     self.take_in(peer, &chunk);
                 }
-                self.queue_again(peer);
+                self.net.queue_again(peer);
                 bytes
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -63,7 +63,7 @@ impl Reactor {
                 0
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.queue_again(peer);
+                self.net.queue_again(peer);
                 0
             }
             Err(error) => {
@@ -73,17 +73,8 @@ impl Reactor {
         }
     }
 
-    /// Puts a connection at the end of the ready list, if there may be more to do for it.
-    pub(super) fn queue_again(&mut self, peer: Peer) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
-        if (connection.readable || connection.parked) && !connection.paused && !connection.queued {
-            connection.queued = true;
-            self.ready.push_back(peer);
-        }
-    }
-
     fn heard(&mut self, peer: Peer) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         if connection.session.listener() == Listener::Workers && connection.session.joined() {
             self.handle(Event::Heard { peer });
         }
@@ -93,9 +84,9 @@ impl Reactor {
     fn take_in(&mut self, peer: Peer, chunk: &Bytes) {
         let mut from = 0;
         let mut whole_frames = false;
-        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         if !connection.input.is_empty() {
-            match connection.complete(&self.context, chunk, &mut from) {
+            match connection.complete(&self.net.context, chunk, &mut from) {
                 Err(refusal) => return self.close(peer, &refusal),
                 Ok(None) => return self.count_input(peer, false),
                 Ok(Some(frame)) => {
@@ -117,10 +108,10 @@ impl Reactor {
             Stop::Closed => {}
             Stop::Later(at) => self.park(peer, &chunk[at..]),
             Stop::Incomplete(at) => {
-                let Some(connection) = self.connections.get_mut(peer) else { return };
+                let Some(connection) = self.net.connections.get_mut(peer) else { return };
                 let rest = &chunk[at..];
                 if !rest.is_empty()
-                    && let Err(refusal) = connection.keep(&self.context, rest)
+                    && let Err(refusal) = connection.keep(&self.net.context, rest)
                 {
                     return self.close(peer, &refusal);
                 }
@@ -134,11 +125,11 @@ impl Reactor {
         let mut reports = 0;
         loop {
             // It may have been closed by what the last frame did.
-            let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open())
+            let Some(connection) = self.net.connections.get_mut(peer).filter(|connection| connection.open())
             else {
                 return Stop::Closed;
             };
-            match connection.session.decode(&self.context, peer, chunk, &mut from) {
+            match connection.session.decode(&self.net.context, peer, chunk, &mut from) {
                 Ok(Step::Event(event)) => self.handle(event),
                 Ok(Step::Incomplete) => return Stop::Incomplete(from),
                 Ok(Step::Nothing) => {}
@@ -162,7 +153,8 @@ impl Reactor {
 
     /// Leaves bytes for a later turn, whole frames among them.
     fn park(&mut self, peer: Peer, rest: &[u8]) {
-        let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
+        let Some(connection) = self.net.connections.get_mut(peer).filter(|connection| connection.open())
+        else {
             return;
         };
         if !rest.is_empty() {
@@ -173,19 +165,19 @@ impl Reactor {
 
     /// Brings the sum over all unfinished frames up to date, and keeps it within its bound.
     fn count_input(&mut self, peer: Peer, whole_frames: bool) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         let held = connection.input.capacity();
-        self.incomplete_bytes = self.incomplete_bytes - connection.input_counted + held;
+        self.net.incomplete_bytes = self.net.incomplete_bytes - connection.input_counted + held;
         connection.input_counted = held;
         if connection.input.is_empty() {
             connection.frame_began = None;
         } else {
             if whole_frames || connection.frame_began.is_none() {
-                connection.frame_began = Some(self.now);
+                connection.frame_began = Some(self.net.now);
             }
-            plan(&mut self.deadlines, peer, connection, &self.settings);
+            plan(&mut self.net.deadlines, peer, connection, &self.net.settings);
         }
-        while self.incomplete_bytes > self.settings.max_incomplete_bytes {
+        while self.net.incomplete_bytes > self.net.settings.max_incomplete_bytes {
             if !self.close_largest_input() {
                 return;
             }
@@ -197,6 +189,7 @@ impl Reactor {
     /// those who hold little never pay for those who hold much.
     fn close_largest_input(&mut self) -> bool {
         let largest = self
+            .net
             .connections
             .iter_mut()
             .map(|(peer, connection)| {
@@ -206,7 +199,7 @@ impl Reactor {
         let Some((bytes, _, peer)) = largest.filter(|(bytes, ..)| *bytes > 0) else { return false };
         log::warn!(
             "unfinished frames hold {} bytes; the connection with the most, {bytes}, is closed",
-            self.incomplete_bytes
+            self.net.incomplete_bytes
         );
         let message =
             "too many frames are unfinished at once, and this connection's is the largest; try again";

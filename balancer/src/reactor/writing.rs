@@ -5,7 +5,6 @@ use std::net::Shutdown;
 use mio::net::TcpStream;
 
 use super::connection::{Flushed, Phase};
-use super::effects::touch;
 use super::listener::plan;
 use super::turn::Reactor;
 use crate::dialect::{Listener, Refusal};
@@ -20,29 +19,29 @@ const SPARE_BYTES: usize = 512 * 1024;
 impl Reactor {
     /// Flushes every touched connection. What a turn leaves over stays on the list.
     pub(super) fn flush(&mut self) {
-        let mut unfinished = std::mem::take(&mut self.unfinished);
+        let mut unfinished = std::mem::take(&mut self.net.unfinished);
         // A write that fails ends its connection, which may give others something to write.
-        while !self.touched.is_empty() {
-            let mut touched = std::mem::take(&mut self.touched);
+        while !self.net.touched.is_empty() {
+            let mut touched = std::mem::take(&mut self.net.touched);
             for peer in touched.drain(..) {
                 self.flush_one(peer, &mut unfinished);
             }
-            if self.touched.is_empty() {
-                self.touched = touched;
+            if self.net.touched.is_empty() {
+                self.net.touched = touched;
             }
             self.settle();
         }
-        std::mem::swap(&mut self.touched, &mut unfinished);
-        self.unfinished = unfinished;
+        std::mem::swap(&mut self.net.touched, &mut unfinished);
+        self.net.unfinished = unfinished;
     }
 
     fn flush_one(&mut self, peer: Peer, unfinished: &mut Vec<Peer>) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         connection.touched = false;
         if !connection.write_blocked {
-            match connection.flush(self.now) {
+            match connection.flush(self.net.now) {
                 Ok((written, flushed)) => {
-                    self.output_bytes -= written;
+                    self.net.output_bytes -= written;
                     if flushed == Flushed::Unfinished {
                         connection.touched = true;
                         unfinished.push(peer);
@@ -55,23 +54,23 @@ impl Reactor {
         if waiting == 0 {
             if let Some(buffer) = connection.output.take_buffer()
                 && buffer.capacity() <= SPARE_BYTES
-                && self.spare.len() < SPARE_BUFFERS
+                && self.net.spare.len() < SPARE_BUFFERS
             {
-                self.spare.push(buffer);
+                self.net.spare.push(buffer);
             }
             if connection.phase == Phase::Closing {
                 return self.end_sending(peer);
             }
         } else {
-            plan(&mut self.deadlines, peer, connection, &self.settings);
+            plan(&mut self.net.deadlines, peer, connection, &self.net.settings);
         }
         self.pause_or_resume(peer, waiting);
     }
 
     /// Stops reading from a client that does not read, and begins again once it has read half of what is allowed.
     fn pause_or_resume(&mut self, peer: Peer, waiting: usize) {
-        let soft = self.settings.output_soft_bytes;
-        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let soft = self.net.settings.output_soft_bytes;
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         if connection.session.listener() == Listener::Workers || connection.phase != Phase::Open {
             return;
         }
@@ -80,61 +79,44 @@ impl Reactor {
         } else if connection.paused && waiting < soft.div_ceil(2) {
             connection.paused = false;
             if connection.frame_began.is_some() {
-                connection.frame_began = Some(self.now);
-                plan(&mut self.deadlines, peer, connection, &self.settings);
+                connection.frame_began = Some(self.net.now);
+                plan(&mut self.net.deadlines, peer, connection, &self.net.settings);
             }
-            self.queue_again(peer);
+            self.net.queue_again(peer);
         }
     }
 
     /// Ends a connection that did something wrong: the peer is told why, what waits for it is written as far as it
     /// takes it, and it has a moment to read that. Not to be called while effects are carried out.
     pub(super) fn close(&mut self, peer: Peer, refusal: &Refusal) {
-        let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
+        let Some(connection) = self.net.connections.get_mut(peer).filter(|connection| connection.open())
+        else {
             return;
         };
         log::debug!("{} is closed: {}: {}", name(&connection.stream), refusal.code, refusal.message);
-        let before = connection.output.len();
-        touch(peer, connection, &mut self.touched, &mut self.spare);
-        connection.session.refuse(refusal, &mut connection.output);
-        self.begin_closing(peer);
-        self.appended(peer, before);
+        self.net.append(peer, |connection| connection.session.refuse(refusal, &mut connection.output));
+        self.net.begin_closing(peer);
         self.handle(Event::Gone { peer });
-    }
-
-    /// From here on what comes is thrown away; the connection ends when what waits is written.
-    pub(super) fn begin_closing(&mut self, peer: Peer) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
-        connection.phase = Phase::Closing;
-        connection.since = self.now;
-        connection.frame_began = None;
-        connection.paused = false;
-        connection.parked = false;
-        connection.input = Vec::new();
-        self.incomplete_bytes -= std::mem::take(&mut connection.input_counted);
-        plan(&mut self.deadlines, peer, connection, &self.settings);
-        touch(peer, connection, &mut self.touched, &mut self.spare);
-        self.queue_again(peer);
     }
 
     /// Everything is written. A socket that were closed now could take the last bytes back from a peer that is
     /// still sending, so the peer's end is waited for.
     fn end_sending(&mut self, peer: Peer) {
-        let Some(connection) = self.connections.get_mut(peer) else { return };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         connection.phase = Phase::Lingering;
         if connection.stream.shutdown(Shutdown::Write).is_err() {
             return self.lost(peer, "it is gone");
         }
-        self.queue_again(peer);
+        self.net.queue_again(peer);
     }
 
     /// Lets go of a connection, whatever it was doing. Not to be called while effects are carried out.
     pub(super) fn lost(&mut self, peer: Peer, why: &str) {
-        let Some(mut connection) = self.connections.remove(peer) else { return };
+        let Some(mut connection) = self.net.connections.remove(peer) else { return };
         log::debug!("{} has ended: {why}", name(&connection.stream));
-        self.output_bytes -= connection.output.len();
-        self.incomplete_bytes -= connection.input_counted;
-        if let Err(error) = self.poll.registry().deregister(&mut connection.stream) {
+        self.net.output_bytes -= connection.output.len();
+        self.net.incomplete_bytes -= connection.input_counted;
+        if let Err(error) = self.net.poll.registry().deregister(&mut connection.stream) {
             log::debug!("a socket could not be deregistered: {error}");
         }
         drop(connection.stream);

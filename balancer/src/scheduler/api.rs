@@ -193,7 +193,7 @@ pub enum Event<'a> {
 }
 
 /// Something to be done outside. Carry effects out in their order, before the next event is handed in: an
-/// assignment's details are looked up in the scheduler, and are there until then at least.
+/// assignment's details are there until then at least.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect<'a> {
     /// Hand a task to a worker; [`Scheduler::assignment`](super::Scheduler::assignment) has its details.

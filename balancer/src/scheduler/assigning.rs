@@ -5,7 +5,7 @@ use super::slab::NONE;
 use super::task::{Place, Task};
 use super::turns::{NextTurn, Turn, Turns};
 use super::watching::STALL;
-use super::{Effect, Scheduler};
+use super::{Effects, Scheduler};
 
 impl Scheduler {
     /// Puts a task, which is nowhere, into its queue.
@@ -45,12 +45,12 @@ impl Scheduler {
 
     /// Gives a task, which is nowhere, to the worker picked for it.
     #[inline]
-    pub(super) fn assign(&mut self, task: u32, pick: Pick, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn assign<'a>(&mut self, task: u32, pick: Pick, effects: &mut impl Effects<'a>) {
         self.choice.picked(&mut self.actions, pick);
         self.hand_over(task, pick.worker, effects);
     }
 
-    fn hand_over(&mut self, task: u32, worker: u32, effects: &mut Vec<Effect<'_>>) {
+    fn hand_over<'a>(&mut self, task: u32, worker: u32, effects: &mut impl Effects<'a>) {
         self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
         let row = &mut self.tasks[task];
         row.attempt_tag = self.attempt_tag;
@@ -78,7 +78,7 @@ impl Scheduler {
             }
         }
         self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Assigned);
-        effects.push(Effect::Assign { peer, assignment: self.assignment_id(task) });
+        effects.assign(peer, self.assignment_id(task), self.details(task));
     }
 
     /// Takes a task from its worker; it is nowhere then.
@@ -93,7 +93,7 @@ impl Scheduler {
     }
 
     /// Gives an action's waiting tasks to workers while any has room.
-    pub(super) fn serve(&mut self, action: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn serve<'a>(&mut self, action: u32, effects: &mut impl Effects<'a>) {
         if self.stopping.is_some() {
             return;
         }
@@ -115,7 +115,7 @@ impl Scheduler {
     }
 
     /// Gives a worker waiting tasks while it has room.
-    pub(super) fn feed(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn feed<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) {
         let group = self.workers[worker].group;
         if let [action] = *self.choice.actions(group) {
             while self.may_feed(worker) && self.give(action, worker, effects) {}
@@ -144,7 +144,7 @@ impl Scheduler {
     }
 
     /// Gives a worker with room an action's next task. Says whether there was one.
-    fn give(&mut self, action: u32, worker: u32, effects: &mut Vec<Effect<'_>>) -> bool {
+    fn give<'a>(&mut self, action: u32, worker: u32, effects: &mut impl Effects<'a>) -> bool {
         let Some(task) = self.take(action) else { return false };
         self.hand_over(task, worker, effects);
         true

@@ -10,7 +10,7 @@ use reparto_protocol::{ErrorCode, limits};
 use super::slab::{Link, List, NONE, Slab};
 use super::table::Table;
 use super::task::{Extra, Place, Task, Waiter};
-use super::{Effect, Payload, Peer, Role, Scheduler, Submission, UnknownAction};
+use super::{Effect, Effects, Payload, Peer, Role, Scheduler, Submission, UnknownAction};
 
 /// In a client's table, an entry with this bit is a waiter's row, one without a task's.
 const WAITER_BIT: u32 = 1 << 31;
@@ -72,7 +72,7 @@ fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
 }
 
 impl Scheduler {
-    pub(super) fn client_joined(&mut self, peer: Peer, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn client_joined<'a>(&mut self, peer: Peer, effects: &mut impl Effects<'a>) {
         if self.role(peer) != Role::None {
             return;
         }
@@ -86,7 +86,12 @@ impl Scheduler {
 
     /// Takes a task in: to a worker with room, or else into its queue; or refuses it.
     #[inline(never)]
-    pub(super) fn submit(&mut self, client: u32, submission: Submission<'_>, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn submit<'a>(
+        &mut self,
+        client: u32,
+        submission: Submission<'_>,
+        effects: &mut impl Effects<'a>,
+    ) {
         let (action, shared) = match self.admit(client, &submission) {
             Ok(admitted) => admitted,
             Err((code, message)) => {
@@ -123,7 +128,7 @@ impl Scheduler {
     }
 
     /// Gives a new task to a worker, or queues it.
-    fn place_new(&mut self, task: u32, wait: Option<Duration>, effects: &mut Vec<Effect<'_>>) {
+    fn place_new<'a>(&mut self, task: u32, wait: Option<Duration>, effects: &mut impl Effects<'a>) {
         let action = self.tasks[task].action;
         // Where tasks wait, no worker has room: that holds after every event.
         if self.actions[action].queue.is_empty()
@@ -205,7 +210,7 @@ impl Scheduler {
     }
 
     /// A client no longer wants a task.
-    pub(super) fn cancel(&mut self, client: u32, id: u64, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn cancel<'a>(&mut self, client: u32, id: u64, effects: &mut impl Effects<'a>) {
         let Some(wait) = self.find_wait(client, id) else { return };
         self.remove_entry(client, id);
         let peer = self.clients[client].peer;
@@ -217,14 +222,14 @@ impl Scheduler {
 
     /// A client's connection is over: nobody waits for its tasks any more. What it leaves behind is seen to a
     /// part at a time, so that a million tasks do not hold up everyone else.
-    pub(super) fn client_gone(&mut self, client: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn client_gone<'a>(&mut self, client: u32, effects: &mut impl Effects<'a>) {
         self.clients[client].gone = true;
         self.leaving.push_back(client);
         self.see_off(effects);
     }
 
     /// Takes out a part of what clients that are gone have left behind.
-    pub(super) fn see_off(&mut self, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn see_off<'a>(&mut self, effects: &mut impl Effects<'a>) {
         let mut work = self.work_a_call;
         while work > 0 {
             let Some(client) = self.leaving.front().copied() else { return };
@@ -242,7 +247,7 @@ impl Scheduler {
 
     /// A client that is gone does not wait for this any more, if it still did: leaving one task may have made it
     /// the first who waits for it, by another entry.
-    fn leave_behind(&mut self, client: u32, wait: Wait, effects: &mut Vec<Effect<'_>>) {
+    fn leave_behind<'a>(&mut self, client: u32, wait: Wait, effects: &mut impl Effects<'a>) {
         let waiting = match wait {
             Wait::First(task) => self.tasks.get(task).map(|row| (row.client, row.client_id)),
             Wait::Beside(waiter) => self.waiters.get(waiter).map(|row| (row.client, row.client_id)),
@@ -256,7 +261,7 @@ impl Scheduler {
 
     /// One waiter less, whose entry is gone already. A task that nobody waits for any more is taken out of its
     /// queue, or, at a worker, cancelled there.
-    fn stop_waiting(&mut self, wait: Wait, effects: &mut Vec<Effect<'_>>) {
+    fn stop_waiting<'a>(&mut self, wait: Wait, effects: &mut impl Effects<'a>) {
         let task = match wait {
             Wait::Beside(waiter) => {
                 let task = self.waiters[waiter].task;

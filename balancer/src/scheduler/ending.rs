@@ -8,7 +8,7 @@ use reparto_protocol::ErrorCode;
 use super::clients::Wait;
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
-use super::{Effect, Payload, Peer, Scheduler, Stopping};
+use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping};
 
 /// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
 const ROWS_A_STEP: usize = 16;
@@ -16,7 +16,7 @@ const ROWS_A_STEP: usize = 16;
 impl Scheduler {
     /// Ends a task, which is nowhere, with its result.
     #[inline]
-    pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut Vec<Effect<'a>>) {
+    pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut impl Effects<'a>) {
         self.each_waiter(task, |peer, id| effects.push(Effect::Result { peer, id, payload }));
         self.counts.done += self.release_waiters(task);
         self.drop_task(task);
@@ -29,7 +29,7 @@ impl Scheduler {
         code: ErrorCode,
         message: Cow<'static, str>,
         payload: Payload<'a>,
-        effects: &mut Vec<Effect<'a>>,
+        effects: &mut impl Effects<'a>,
     ) {
         self.answer_failed(task, code, message, payload, effects);
         self.drop_task(task);
@@ -42,7 +42,7 @@ impl Scheduler {
         code: ErrorCode,
         message: Cow<'static, str>,
         payload: Payload<'a>,
-        effects: &mut Vec<Effect<'a>>,
+        effects: &mut impl Effects<'a>,
     ) {
         self.each_waiter(task, |peer, id| {
             effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload });
@@ -118,7 +118,7 @@ impl Scheduler {
 
     /// Nobody waits for a task any more: out of its queue, or cancelled at its worker, where it keeps its place
     /// until the worker answers.
-    pub(super) fn abandon(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn abandon<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
         match self.tasks[task].place() {
             Place::Queued(_) => {
                 self.unqueue(task);
@@ -136,7 +136,7 @@ impl Scheduler {
     }
 
     /// A task's timer has come: its deadline, or the end of its waiting.
-    pub(super) fn expire(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn expire<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
         let row = &self.tasks[task];
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
@@ -153,28 +153,28 @@ impl Scheduler {
     // ---- the end ----
 
     /// Answers what waits, and gives what runs `grace` to end.
-    pub(super) fn shut_down(&mut self, grace: Duration, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn shut_down<'a>(&mut self, grace: Duration, effects: &mut impl Effects<'a>) {
         let until = self.now.after(grace);
         if let Some(stopping) = &mut self.stopping {
             stopping.until = stopping.until.min(until);
             return;
         }
         self.stopping = Some(Stopping { until, grace_over: false, next_row: Some(0), said: false });
-        let clients = self.clients.iter().filter(|(_, client)| !client.gone);
-        effects.extend(clients.map(|(_, client)| Effect::GoAway { peer: client.peer }));
-        effects.extend(self.workers.iter().map(|(_, worker)| Effect::GoAway { peer: worker.peer }));
+        let clients = self.clients.iter().filter(|(_, client)| !client.gone).map(|(_, client)| client.peer);
+        let workers = self.workers.iter().map(|(_, worker)| worker.peer);
+        clients.chain(workers).for_each(|peer| effects.push(Effect::GoAway { peer }));
         self.go_on_stopping(effects);
     }
 
     /// Answers a part of what is to be answered: first what waits, and once the grace is over what runs, too.
-    pub(super) fn go_on_stopping(&mut self, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn go_on_stopping<'a>(&mut self, effects: &mut impl Effects<'a>) {
         let Some(mut stopping) = self.stopping.filter(|stopping| !stopping.said) else { return };
         if self.now >= stopping.until && !stopping.grace_over {
             (stopping.grace_over, stopping.next_row) = (true, Some(0));
         }
-        let enough = effects.len() + self.work_a_call;
+        let enough = effects.count() + self.work_a_call;
         for _ in 0..self.work_a_call * ROWS_A_STEP {
-            let Some(row) = stopping.next_row.filter(|_| effects.len() < enough) else { break };
+            let Some(row) = stopping.next_row.filter(|_| effects.count() < enough) else { break };
             stopping.next_row = (row < self.tasks.rows()).then_some(row + 1);
             let ends = |task: &Task| stopping.grace_over || matches!(task.place(), Place::Queued(_));
             if self.tasks.get(row).is_some_and(|task| task.is_wanted() && ends(task)) {
@@ -185,7 +185,7 @@ impl Scheduler {
     }
 
     /// Says that everything has ended, once nobody waits any more.
-    pub(super) fn stop_if_quiet(&mut self, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn stop_if_quiet<'a>(&mut self, effects: &mut impl Effects<'a>) {
         if let Some(stopping) = &mut self.stopping
             && self.owed == 0
             && !stopping.said
@@ -195,7 +195,7 @@ impl Scheduler {
         }
     }
 
-    fn answer_shutting_down(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
+    fn answer_shutting_down<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
         let message = "the balancer is shutting down".into();
         self.answer_failed(task, ErrorCode::ShuttingDown, message, Payload::EMPTY, effects);
         self.abandon(task, effects);

@@ -48,6 +48,7 @@ mod api;
 mod assigning;
 mod choice;
 mod clients;
+mod effects;
 mod ending;
 mod payload;
 mod queue;
@@ -77,6 +78,7 @@ use hashbrown::HashTable;
 pub use api::*;
 use choice::{Choice, HasOffers, Offers};
 use clients::{Client, MOST_WAITERS};
+pub use effects::Effects;
 pub use payload::Payload;
 use payload::Store;
 use queue::{Flows, Queue};
@@ -237,12 +239,12 @@ impl Scheduler {
         }
     }
 
-    /// Takes an event, and appends what is to be done about it to `effects`.
+    /// Takes an event, and gives what is to be done about it to `effects`.
     ///
     /// Events of peers that are not known, or not any more, are dropped: they are late, not wrong. A `now` before
     /// the latest one counts as the latest one.
     #[inline(always)]
-    pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut Vec<Effect<'a>>) {
+    pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut impl Effects<'a>) {
         self.now = self.now.max(now);
         match event {
             Event::Submit { peer, task } => {
@@ -264,7 +266,7 @@ impl Scheduler {
 
     /// The events that come far less often than tasks and their results.
     #[inline(never)]
-    fn handle_other<'a>(&mut self, event: Event<'a>, effects: &mut Vec<Effect<'a>>) {
+    fn handle_other<'a>(&mut self, event: Event<'a>, effects: &mut impl Effects<'a>) {
         match event {
             Event::Submit { .. } | Event::Finished { .. } => {}
             Event::Heard { peer } => {
@@ -300,7 +302,7 @@ impl Scheduler {
 
     /// Does what is due by `now`: deadlines, heartbeats, recalls, what clients have left behind, the end of a
     /// shutdown. The work a call is bounded; where more is due, [`next_timer`](Self::next_timer) says so at once.
-    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect<'_>>) {
+    pub fn tick<'a>(&mut self, now: Time, effects: &mut impl Effects<'a>) {
         self.now = self.now.max(now);
         self.expire_due(effects);
         self.check_due_workers(effects);
@@ -311,10 +313,10 @@ impl Scheduler {
         }
     }
 
-    fn expire_due(&mut self, effects: &mut Vec<Effect<'_>>) {
-        let enough = effects.len() + self.work_a_call;
+    fn expire_due<'a>(&mut self, effects: &mut impl Effects<'a>) {
+        let enough = effects.count() + self.work_a_call;
         for _ in 0..self.work_a_call {
-            if effects.len() >= enough {
+            if effects.count() >= enough {
                 return;
             }
             match self.wheel.step(&mut self.tasks, self.now) {
@@ -325,15 +327,15 @@ impl Scheduler {
         }
     }
 
-    fn check_due_workers(&mut self, effects: &mut Vec<Effect<'_>>) {
+    fn check_due_workers<'a>(&mut self, effects: &mut impl Effects<'a>) {
         let mut work = self.work_a_call;
         while let Some((at, worker)) =
             self.checks.first().copied().filter(|(at, _)| *at <= self.now && work > 0)
         {
-            let before = effects.len();
+            let before = effects.count();
             self.checks.remove(&(at, worker));
             let looked_at = self.check_worker(worker, effects);
-            work = work.saturating_sub(1 + looked_at / LOOKS_A_STEP + effects.len() - before);
+            work = work.saturating_sub(1 + looked_at / LOOKS_A_STEP + effects.count() - before);
         }
     }
 
@@ -347,16 +349,21 @@ impl Scheduler {
     }
 
     /// The details of an assignment that a worker holds; `None` when it has ended.
-    #[inline]
     pub fn assignment(&self, id: AssignmentId) -> Option<Assignment<'_>> {
-        let task = &self.tasks[self.task_of(id)?];
-        Some(Assignment {
+        self.task_of(id).map(|task| self.details(task))
+    }
+
+    /// What a worker must know of a task.
+    #[inline]
+    fn details(&self, task: u32) -> Assignment<'_> {
+        let task = &self.tasks[task];
+        Assignment {
             action: &self.actions[task.action].name,
             payload: self.payloads.get(&task.payload),
             attempt: task.spent.saturating_add(1),
             deadline: (task.deadline != Task::NEVER).then_some(task.deadline),
             key: task.key(),
-        })
+        }
     }
 
     /// The name of a task's present attempt. [`task_of`](Self::task_of) goes the other way.

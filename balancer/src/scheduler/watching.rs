@@ -7,7 +7,7 @@ use reparto_protocol::ErrorCode;
 use super::choice::Change;
 use super::slab::{List, NONE};
 use super::task::PlaceLink;
-use super::{Effect, Scheduler, Time};
+use super::{Effect, Effects, Scheduler, Time};
 
 /// A worker that holds more than its threads and has delivered nothing for this long is asked to hand back what
 /// another worker is free to run.
@@ -61,7 +61,7 @@ impl Scheduler {
     }
 
     /// Is the worker silent, or does it sit on tasks that others could run? Says how many tasks were looked at.
-    pub(super) fn check_worker(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) -> usize {
+    pub(super) fn check_worker<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) -> usize {
         let patience = self.patience();
         let row = &mut self.workers[worker];
         let check_at = std::mem::replace(&mut row.check_at, Time(u64::MAX));
@@ -89,7 +89,12 @@ impl Scheduler {
     }
 
     /// Says how many tasks it held.
-    fn lose_silent(&mut self, worker: u32, silent_for: Duration, effects: &mut Vec<Effect<'_>>) -> usize {
+    fn lose_silent<'a>(
+        &mut self,
+        worker: u32,
+        silent_for: Duration,
+        effects: &mut impl Effects<'a>,
+    ) -> usize {
         let row = &self.workers[worker];
         let (peer, held) = (row.peer, row.in_flight as usize);
         let message = format!("worker '{}' was silent for {} ms", row.id, silent_for.as_millis());
@@ -101,7 +106,7 @@ impl Scheduler {
 
     /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run. Says how
     /// many tasks were looked at.
-    fn recall(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) -> usize {
+    fn recall<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) -> usize {
         let is_free =
             |action: &u32| self.choice.pick(&self.actions[*action].offers).is_some_and(|pick| pick.free);
         if !self.choice.actions(self.workers[worker].group).iter().any(is_free) {

@@ -7,15 +7,15 @@ use super::clients::MOST_WAITERS;
 use super::slab::{List, NONE};
 use super::task::{Place, PlaceLink};
 use super::worker::Worker;
-use super::{AssignmentId, Effect, Finish, Payload, Peer, Registration, Role, Scheduler};
+use super::{AssignmentId, Effect, Effects, Finish, Payload, Peer, Registration, Role, Scheduler};
 
 impl Scheduler {
     /// A worker comes, or describes itself anew.
-    pub(super) fn register(
+    pub(super) fn register<'a>(
         &mut self,
         peer: Peer,
         registration: &Registration<'_>,
-        effects: &mut Vec<Effect<'_>>,
+        effects: &mut impl Effects<'a>,
     ) {
         let known = match self.role(peer) {
             Role::Worker(worker) => Some(worker),
@@ -131,7 +131,13 @@ impl Scheduler {
     }
 
     /// A worker takes nothing new, or takes work again.
-    pub(super) fn drain(&mut self, worker: u32, request: u64, resume: bool, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn drain<'a>(
+        &mut self,
+        worker: u32,
+        request: u64,
+        resume: bool,
+        effects: &mut impl Effects<'a>,
+    ) {
         let row = &mut self.workers[worker];
         row.draining = !resume;
         let (peer, window) = (row.peer, if resume { row.window } else { 0 });
@@ -150,7 +156,7 @@ impl Scheduler {
         finish: Finish<'_>,
         service_ns: Option<u64>,
         payload: Payload<'a>,
-        effects: &mut Vec<Effect<'a>>,
+        effects: &mut impl Effects<'a>,
     ) {
         let delivers = finish != Finish::NotRun;
         let row = &mut self.workers[worker];
@@ -184,7 +190,7 @@ impl Scheduler {
         worker: u32,
         finish: Finish<'_>,
         payload: Payload<'a>,
-        effects: &mut Vec<Effect<'a>>,
+        effects: &mut impl Effects<'a>,
     ) {
         match finish {
             Finish::Done => {
@@ -214,7 +220,7 @@ impl Scheduler {
         task: u32,
         why: &str,
         payload: Payload<'a>,
-        effects: &mut Vec<Effect<'a>>,
+        effects: &mut impl Effects<'a>,
     ) {
         if !self.tasks[task].is_wanted() {
             self.drop_task(task);
@@ -232,7 +238,7 @@ impl Scheduler {
     }
 
     /// Puts a task that came back at the head of its queue. The caller sees to it that the queue is served.
-    fn requeue(&mut self, task: u32, effects: &mut Vec<Effect<'_>>) {
+    fn requeue<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
         if !self.tasks[task].is_wanted() {
             self.drop_task(task);
             return;
@@ -253,7 +259,7 @@ impl Scheduler {
         assignment: AssignmentId,
         (done, total): (u64, u64),
         payload: Payload<'a>,
-        effects: &mut Vec<Effect<'a>>,
+        effects: &mut impl Effects<'a>,
     ) {
         let Some(task) = self.task_of(assignment) else { return };
         if self.tasks[task].place() != Place::Held(worker) {
@@ -282,7 +288,7 @@ impl Scheduler {
 
     /// A worker has given a sign of life.
     #[inline]
-    pub(super) fn heard(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn heard<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) {
         let row = &mut self.workers[worker];
         row.heard_at = self.now;
         if row.asked_at.take().is_some() {
@@ -295,7 +301,7 @@ impl Scheduler {
 
     /// A worker is lost, and its peer forgotten already: what it held is queued again. Only its oldest tasks, as
     /// many as its threads, can have been running, and so spend an attempt.
-    pub(super) fn worker_lost(&mut self, worker: u32, effects: &mut Vec<Effect<'_>>) {
+    pub(super) fn worker_lost<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) {
         let row = &self.workers[worker];
         let mut touched = self.choice.actions(row.group).to_vec();
         if row.in_flight > 0 {

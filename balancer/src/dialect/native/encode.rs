@@ -7,21 +7,16 @@ use reparto_protocol::{
 
 use super::status;
 use crate::dialect::{Answer, Context, Output, Refusal};
-use crate::scheduler::{Assignment, Effect, Payload, Scheduler, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, Scheduler, Time};
 
 const AGENT: &str = concat!("reparto-balancer/", env!("CARGO_PKG_VERSION"));
 
 const GOING: &str = "the balancer is shutting down; what is in flight will be answered";
 
-/// Writes an effect down. `assignment` is there for [`Effect::Assign`], which says nothing without it.
+/// Writes an effect down; [`assign`] does it for [`Effect::Assign`].
 #[inline]
-pub fn encode(now: Time, effect: Effect<'_>, assignment: Option<Assignment<'_>>, out: &mut Output) {
+pub fn encode(effect: Effect<'_>, out: &mut Output) {
     match effect {
-        Effect::Assign { assignment: id, .. } => {
-            if let Some(assignment) = assignment {
-                assign(now, id.0, &assignment, out);
-            }
-        }
         Effect::Result { id, payload, .. } => {
             TaskDone { id, payload: &[] }.encode_head(out.buffer(), payload.len());
             out.payload(payload);
@@ -41,7 +36,7 @@ pub fn encode(now: Time, effect: Effect<'_>, assignment: Option<Assignment<'_>>,
         Effect::Ping { .. } => put_bare(&Message::Ping(Ping { id: 0 }), out),
         Effect::GoAway { .. } => put_bare(&Message::GoAway(GoAway { message: GOING }), out),
         Effect::Close { code, message, .. } => refuse(&Refusal { code, message }, out),
-        Effect::Stopped => {}
+        Effect::Assign { .. } | Effect::Stopped => {}
     }
 }
 
@@ -76,10 +71,11 @@ pub fn refuse(refusal: &Refusal, out: &mut Output) {
     put_bare(&Message::Error(ErrorMessage { id: 0, code, message, payload: &[] }), out);
 }
 
+/// Writes an assignment down.
 #[inline]
-fn assign(now: Time, id: u64, assignment: &Assignment<'_>, out: &mut Output) {
+pub fn assign(now: Time, id: AssignmentId, assignment: &Assignment<'_>, out: &mut Output) {
     let message = AssignTask {
-        id,
+        id: id.0,
         action: assignment.action,
         attempt: assignment.attempt,
         deadline_ms: assignment.deadline.map(|deadline| milliseconds_left(now, deadline)),

@@ -261,7 +261,7 @@ fn every_effect_is_written_as_its_frame() {
         key: b"k",
     };
     let id = AssignmentId(5);
-    encode(Time(1_000_000), Effect::Assign { peer: PEER, assignment: id }, Some(assignment), &mut output);
+    assign(Time(1_000_000), id, &assignment, &mut output);
     for effect in [
         Effect::CancelAssignment { peer: PEER, assignment: id, recall: true },
         Effect::Result { peer: PEER, id: 9, payload: Payload::from(&large) },
@@ -278,7 +278,7 @@ fn every_effect_is_written_as_its_frame() {
         Effect::GoAway { peer: PEER },
         Effect::Close { peer: PEER, code: ErrorCode::DuplicateWorker, message: "taken".into() },
     ] {
-        encode(Time(1_000_000), effect, None, &mut output);
+        encode(effect, &mut output);
     }
     let seen = read_back(&output);
     let assigned = AssignTask {

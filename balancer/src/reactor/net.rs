@@ -1,0 +1,161 @@
+//! A reactor's connections, and everything around them that needs no scheduler: whose turn it is to be read from,
+//! whose output is to be flushed, what all of them hold together.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+use mio::Poll;
+
+use super::Settings;
+use super::connection::{Connection, Phase};
+use super::deadlines::Deadlines;
+use super::listener::{Acceptor, plan};
+use super::read_buffer::ReadBuffer;
+use super::slab::Connections;
+use crate::dialect::Context;
+use crate::scheduler::{Peer, Time};
+
+/// The connections of a reactor.
+#[derive(Debug)]
+pub(super) struct Net {
+    pub(super) poll: Poll,
+    pub(super) settings: Settings,
+    pub(super) context: Context,
+    /// The moment of this turn.
+    pub(super) now: Time,
+    /// Clients' first, then workers'; none once the balancer stops.
+    pub(super) acceptors: Vec<Acceptor>,
+    /// Accepting failed; when to try again.
+    pub(super) accept_again: Option<Time>,
+    /// When the log was last told of that.
+    pub(super) accept_warned: Option<Time>,
+    pub(super) connections: Connections,
+    pub(super) deadlines: Deadlines,
+    pub(super) read_buffer: ReadBuffer,
+    /// Those that may have something to be read, in the order of their turns.
+    pub(super) ready: VecDeque<Peer>,
+    /// Those to be flushed at the end of the turn.
+    pub(super) touched: Vec<Peer>,
+    /// Those whose flush goes on in the next turn; empty between flushes.
+    pub(super) unfinished: Vec<Peer>,
+    /// Those to be dropped once the scheduler has done with the event at hand.
+    pub(super) doomed: Vec<Peer>,
+    /// Empty buffers for the next outputs.
+    pub(super) spare: Vec<BytesMut>,
+    /// Memory of unfinished frames, over all connections.
+    pub(super) incomplete_bytes: usize,
+    /// Unwritten output, over all connections.
+    pub(super) output_bytes: usize,
+    /// The scheduler has answered everything after it was told to stop.
+    pub(super) stopped: bool,
+    /// The scheduler's effects so far.
+    pub(super) effects: usize,
+}
+
+impl Net {
+    pub(super) fn new(poll: Poll, acceptors: [Acceptor; 2], settings: Settings) -> Net {
+        let [clients, workers] = &acceptors;
+        let context = Context {
+            clients: clients.address(),
+            workers: workers.address(),
+            max_frame_bytes: settings.max_frame_bytes,
+            heartbeat: settings.scheduler.heartbeat,
+            silence: settings.scheduler.silence,
+            policy: settings.scheduler.policy,
+        };
+        Net {
+            poll,
+            context,
+            settings,
+            now: Time(0),
+            acceptors: acceptors.into(),
+            accept_again: None,
+            accept_warned: None,
+            connections: Connections::default(),
+            deadlines: Deadlines::default(),
+            read_buffer: ReadBuffer::new(),
+            ready: VecDeque::new(),
+            touched: Vec::new(),
+            unfinished: Vec::new(),
+            doomed: Vec::new(),
+            spare: Vec::new(),
+            incomplete_bytes: 0,
+            output_bytes: 0,
+            stopped: false,
+            effects: 0,
+        }
+    }
+
+    /// Puts a connection at the end of the ready list, if there may be more to do for it.
+    pub(super) fn queue_again(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        if (connection.readable || connection.parked) && !connection.paused && !connection.queued {
+            connection.queued = true;
+            self.ready.push_back(peer);
+        }
+    }
+
+    /// Has `write` append to a connection's output, if it is open, and holds the output to its bounds. Says whether
+    /// it was.
+    #[inline]
+    pub(super) fn append(&mut self, peer: Peer, write: impl FnOnce(&mut Connection)) -> bool {
+        let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
+            return false;
+        };
+        touch(peer, connection, &mut self.touched, &mut self.spare);
+        let before = connection.output.len();
+        write(connection);
+        let waiting = connection.output.len();
+        self.output_bytes += waiting - before;
+        let over_all = self.output_bytes > self.settings.max_output_bytes && connection.write_blocked;
+        if waiting > self.settings.output_hard_bytes || over_all {
+            self.doom(peer);
+        }
+        true
+    }
+
+    /// Has a connection dropped that does not read, at the end of its turn.
+    #[cold]
+    fn doom(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(peer).filter(|connection| !connection.doomed) else {
+            return;
+        };
+        log::warn!(
+            "a connection that does not read is closed: {} bytes wait for it, {} for all",
+            connection.output.len(),
+            self.output_bytes
+        );
+        connection.doomed = true;
+        self.doomed.push(peer);
+    }
+
+    /// From here on what comes is thrown away; the connection ends when what waits is written.
+    pub(super) fn begin_closing(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        connection.phase = Phase::Closing;
+        connection.since = self.now;
+        connection.frame_began = None;
+        connection.paused = false;
+        connection.parked = false;
+        connection.input = Vec::new();
+        self.incomplete_bytes -= std::mem::take(&mut connection.input_counted);
+        plan(&mut self.deadlines, peer, connection, &self.settings);
+        touch(peer, connection, &mut self.touched, &mut self.spare);
+        self.queue_again(peer);
+    }
+}
+
+/// Puts a connection on the list of those to be flushed, and lends its output a buffer.
+#[inline]
+pub(super) fn touch(
+    peer: Peer,
+    connection: &mut Connection,
+    touched: &mut Vec<Peer>,
+    spare: &mut Vec<BytesMut>,
+) {
+    if !connection.touched {
+        connection.touched = true;
+        touched.push(peer);
+        connection.lend(spare);
+    }
+}

@@ -1,0 +1,54 @@
+//! Where effects go: a list to be looked at later, or a caller that carries each out at once.
+
+use super::{Assignment, AssignmentId, Effect, Peer};
+
+/// Takes the scheduler's effects, in the order in which they are to be carried out.
+///
+/// A list of them is the simplest, and what tests want. A caller that carries effects out as they come spares
+/// itself the list, and the look-up of each assignment's details.
+///
+/// ```
+/// use reparto_balancer::scheduler::{Effect, Effects, Peer};
+/// #[derive(Default)]
+/// struct Pings(Vec<Peer>, usize);
+/// impl<'a> Effects<'a> for Pings {
+///     fn push(&mut self, effect: Effect<'a>) {
+///         self.1 += 1;
+///         if let Effect::Ping { peer } = effect {
+///             self.0.push(peer);
+///         }
+///     }
+///     fn count(&self) -> usize {
+///         self.1
+///     }
+/// }
+/// let mut pings = Pings::default();
+/// pings.push(Effect::Ping { peer: Peer { index: 4, generation: 1 } });
+/// assert_eq!((pings.0.len(), pings.count()), (1, 1));
+/// ```
+pub trait Effects<'a> {
+    /// Takes an effect.
+    fn push(&mut self, effect: Effect<'a>);
+
+    /// Takes an [`Effect::Assign`], with the details that [`Scheduler::assignment`](super::Scheduler::assignment)
+    /// would give.
+    #[inline]
+    fn assign(&mut self, peer: Peer, assignment: AssignmentId, details: Assignment<'_>) {
+        let _ = details;
+        self.push(Effect::Assign { peer, assignment });
+    }
+
+    /// How many came so far. Long work is done in parts, which end when enough has come of them.
+    fn count(&self) -> usize;
+}
+
+impl<'a> Effects<'a> for Vec<Effect<'a>> {
+    #[inline]
+    fn push(&mut self, effect: Effect<'a>) {
+        Vec::push(self, effect);
+    }
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
