@@ -50,6 +50,7 @@ impl Scheduler {
         self.hand_over(task, pick.worker, effects);
     }
 
+    #[inline]
     fn hand_over<'a>(&mut self, task: u32, worker: u32, effects: &mut impl Effects<'a>) {
         self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
         let row = &mut self.tasks[task];
@@ -82,6 +83,7 @@ impl Scheduler {
     }
 
     /// Takes a task from its worker; it is nowhere then.
+    #[inline]
     pub(super) fn take_back(&mut self, task: u32, worker: u32) {
         let row = &mut self.workers[worker];
         row.held.remove(&mut self.tasks, task);
@@ -115,15 +117,23 @@ impl Scheduler {
     }
 
     /// Gives a worker waiting tasks while it has room.
+    #[inline]
     pub(super) fn feed<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) {
+        if self.may_feed(worker) {
+            self.feed_now(worker, effects);
+        }
+    }
+
+    fn feed_now<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) {
         let group = self.workers[worker].group;
         if let [action] = *self.choice.actions(group) {
             while self.may_feed(worker) && self.give(action, worker, effects) {}
             return;
         }
         // Mostly it has room for one task, and looking once is enough for it.
-        let first = if self.may_feed(worker) { self.next_action(group) } else { None };
-        if !first.is_some_and(|action| self.give(action, worker, effects)) || !self.may_feed(worker) {
+        if !self.next_action(group).is_some_and(|action| self.give(action, worker, effects))
+            || !self.may_feed(worker)
+        {
             return;
         }
         let mut turns = Turns::default();
@@ -139,6 +149,7 @@ impl Scheduler {
         }
     }
 
+    #[inline]
     fn may_feed(&self, worker: u32) -> bool {
         self.queued > 0 && self.stopping.is_none() && self.workers[worker].has_room()
     }

@@ -10,6 +10,7 @@
 //! before a task is given to a worker to hold.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::api::Policy;
 use super::slab::{Link, List, NONE, Slab, linked};
@@ -278,7 +279,24 @@ impl Choice {
         change: Change,
     ) {
         let row = &mut workers[worker];
+        if row.stays.contains(&row.in_flight) && row.bucket != NO_BUCKET && row.has_room() {
+            return;
+        }
+        self.find_place(workers, actions, worker, change);
+    }
+
+    fn find_place<A: HasOffers>(
+        &mut self,
+        workers: &mut Slab<Worker>,
+        actions: &mut Slab<A>,
+        worker: u32,
+        change: Change,
+    ) {
+        let row = &mut workers[worker];
         let bucket = bucket_of(self.policy, row);
+        if self.policy == Policy::LeastLoaded {
+            row.stays = if bucket == NO_BUCKET { 0..0 } else { loads_of(bucket, row.threads) };
+        }
         let by_turns = self.policy != Policy::LeastLoaded;
         let full_turn = if self.policy == Policy::Weighted { row.weight } else { 1 };
         // Under `least_loaded` its load moves it on. Until then the next tasks go to it, too, so that a burst reaches
@@ -465,10 +483,41 @@ fn load_bucket(in_flight: u32, threads: u32) -> u8 {
     (FREE_BUCKETS + (doublings << STEP_BITS) + step).min(BUCKETS as u32 - 1) as u8
 }
 
+/// The numbers in flight that come to a bucket: what [`load_bucket`] does, the other way round.
+fn loads_of(bucket: u8, threads: u32) -> Range<u32> {
+    let (bucket, threads) = (u32::from(bucket), threads.max(1));
+    let first_of = |bucket: u32| {
+        let Some(loaded) = bucket.checked_sub(FREE_BUCKETS) else {
+            return (bucket * threads).div_ceil(FREE_BUCKETS);
+        };
+        let (doublings, step) = (loaded >> STEP_BITS, loaded & ((1 << STEP_BITS) - 1));
+        // The highest bucket's doublings are 22 and a load is 15 times that at most, so 64 bits are plenty.
+        let load = u64::from((1 << STEP_BITS) + step) << doublings;
+        let in_flight = (load * u64::from(threads)).div_ceil(1 << STEP_BITS);
+        u32::try_from(in_flight).unwrap_or(u32::MAX)
+    };
+    first_of(bucket)..first_of(bucket + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::scheduler::api::{Peer, Time};
+
+    #[test]
+    fn a_bucket_has_just_the_loads_that_come_to_it() {
+        for threads in [1, 2, 3, 7, 16, 17, 100, 65_536] {
+            for in_flight in (0..5000).chain((0..500).map(|n| n * 2097 + threads)) {
+                let in_flight = in_flight.min(1 << 20);
+                let bucket = load_bucket(in_flight, threads);
+                let loads = loads_of(bucket, threads);
+                assert!(loads.contains(&in_flight), "{in_flight} on {threads} is not in {loads:?}");
+                for edge in [loads.start, loads.end - 1] {
+                    assert_eq!(load_bucket(edge, threads), bucket, "{edge} on {threads}");
+                }
+            }
+        }
+    }
 
     impl HasOffers for Offers {
         fn offers_mut(&mut self) -> &mut Offers {

@@ -4,15 +4,14 @@ use std::borrow::Cow;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
 use reparto_protocol::{ErrorCode, limits};
 
+use super::numbers::Numbers;
 use super::slab::{Link, List, NONE, Slab};
-use super::table::Table;
 use super::task::{Extra, Place, Task, Waiter};
 use super::{Effect, Effects, Payload, Peer, Role, Scheduler, Submission, UnknownAction};
 
-/// In a client's table, an entry with this bit is a waiter's row, one without a task's.
+/// Among a client's numbers, an entry with this bit is a waiter's row, one without a task's.
 const WAITER_BIT: u32 = 1 << 31;
 
 /// The part of the bounds that is kept for clients that have little waiting, so that one that floods the queue
@@ -33,7 +32,7 @@ const ENTRIES_AT_ONCE: usize = 64;
 pub(super) struct Client {
     pub(super) peer: Peer,
     /// What it waits for, by its own numbers: tasks whose first waiter it is, and waiters' rows.
-    pub(super) table: Table,
+    pub(super) numbers: Numbers,
     /// Bytes of payload of the tasks whose first waiter it is.
     pub(super) bytes: usize,
     /// The action of its latest task, which its next one likely has too.
@@ -55,15 +54,6 @@ impl Wait {
     }
 }
 
-/// Clients mostly count upwards. Numbers that follow each other are given places that do, too, which spares most of
-/// the waiting for memory when a client has a million tasks in flight; where each eight stand is random. A hash table
-/// takes the place from the lowest bits, and from the highest what tells entries apart at a glance.
-#[inline]
-fn hash_of_number(hasher: &FixedState, id: u64) -> u64 {
-    let (eight, which) = (id >> 3, id & 7);
-    hasher.hash_one(eight).wrapping_add(which) ^ which << 61
-}
-
 fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
     match Wait::of(entry) {
         Wait::First(task) => tasks[task].client_id,
@@ -76,7 +66,7 @@ impl Scheduler {
         if self.role(peer) != Role::None {
             return;
         }
-        let row = Client { peer, table: Table::new(), bytes: 0, last_action: NONE, gone: false };
+        let row = Client { peer, numbers: Numbers::new(), bytes: 0, last_action: NONE, gone: false };
         let client = self.clients.insert(row);
         self.know_peer(peer, Role::Client(client));
         if self.stopping.is_some() {
@@ -191,7 +181,7 @@ impl Scheduler {
             return Ok(());
         }
         let row = &self.clients[client];
-        if row.table.len() < max_tasks / LITTLE_PART && row.bytes + bytes < max_bytes / LITTLE_PART {
+        if row.numbers.len() < max_tasks / LITTLE_PART && row.bytes + bytes < max_bytes / LITTLE_PART {
             max_tasks += max_tasks / RESERVE_PART;
             max_bytes += max_bytes / RESERVE_PART;
         }
@@ -233,7 +223,7 @@ impl Scheduler {
         let mut work = self.work_a_call;
         while work > 0 {
             let Some(client) = self.leaving.front().copied() else { return };
-            let entries = self.clients[client].table.some(work.min(ENTRIES_AT_ONCE));
+            let entries = self.clients[client].numbers.some(work.min(ENTRIES_AT_ONCE));
             if entries.is_empty() {
                 self.leaving.pop_front();
                 self.clients.remove(client);
@@ -307,18 +297,18 @@ impl Scheduler {
     /// Enters a client's number for a task whose first waiter it is, or, with the bit, for a waiter's row.
     fn enter(&mut self, client: u32, id: u64, entry: u32) {
         self.owed += 1;
-        let (tasks, waiters, hasher) = (&self.tasks, &self.waiters, &self.hasher);
+        let (tasks, waiters) = (&self.tasks, &self.waiters);
         debug_assert_eq!(client_id_of(tasks, waiters, entry), id);
-        let hash_of = |entry: &u32| hash_of_number(hasher, client_id_of(tasks, waiters, *entry));
-        self.clients[client].table.insert(entry, hash_of);
+        let id_of = |entry| client_id_of(tasks, waiters, entry);
+        self.clients[client].numbers.insert(&self.hasher, entry, id_of);
     }
 
     fn find_wait(&self, client: u32, id: u64) -> Option<Wait> {
-        let same = |entry: &u32| client_id_of(&self.tasks, &self.waiters, *entry) == id;
-        self.clients[client].table.find(hash_of_number(&self.hasher, id), same).map(Wait::of)
+        let id_of = |entry| client_id_of(&self.tasks, &self.waiters, entry);
+        self.clients[client].numbers.find(&self.hasher, id, id_of).map(Wait::of)
     }
 
-    /// Takes a client's number out of its table. The row it stands for must still be there.
+    /// Takes a client's number out. The row it stands for must still be there.
     pub(super) fn remove_entry(&mut self, client: u32, id: u64) {
         if let Some(wait) = self.find_wait(client, id) {
             self.remove_row(client, id, wait);
@@ -328,14 +318,13 @@ impl Scheduler {
     /// The same, where it is known what the number stands for, so that no row need be looked at.
     #[inline]
     pub(super) fn remove_row(&mut self, client: u32, id: u64, wait: Wait) {
-        let (tasks, waiters, hasher) = (&self.tasks, &self.waiters, &self.hasher);
-        let row = match wait {
+        let (tasks, waiters) = (&self.tasks, &self.waiters);
+        let entry = match wait {
             Wait::First(task) => task,
             Wait::Beside(waiter) => waiter | WAITER_BIT,
         };
-        let hash_of = |entry: &u32| hash_of_number(hasher, client_id_of(tasks, waiters, *entry));
-        let hash = hash_of_number(hasher, id);
-        if self.clients[client].table.remove(hash, |entry| *entry == row, hash_of) {
+        let id_of = |entry| client_id_of(tasks, waiters, entry);
+        if self.clients[client].numbers.remove(&self.hasher, id, entry, id_of) {
             self.owed -= 1;
         }
     }

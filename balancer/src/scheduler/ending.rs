@@ -59,6 +59,7 @@ impl Scheduler {
     }
 
     /// Calls `take` with each who waits for a task and is there: its connection and its own number.
+    #[inline]
     pub(super) fn each_waiter(&self, task: u32, mut take: impl FnMut(Peer, u64)) {
         let mut visit = |client: u32, id| {
             let client = &self.clients[client];
@@ -80,6 +81,7 @@ impl Scheduler {
     }
 
     /// Nobody waits for a task any more. Says how many did.
+    #[inline]
     fn release_waiters(&mut self, task: u32) -> u64 {
         let (client, id) = (self.tasks[task].client, self.tasks[task].client_id);
         if client == NONE {
@@ -103,6 +105,7 @@ impl Scheduler {
     }
 
     /// Forgets a task that nobody waits for and that is nowhere.
+    #[inline]
     pub(super) fn drop_task(&mut self, task: u32) {
         self.wheel.clear(&mut self.tasks, task);
         self.remove_key(task);

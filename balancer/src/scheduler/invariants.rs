@@ -28,7 +28,7 @@ impl Scheduler {
             && self.owed == 0
             && self.leaving.is_empty()
             && self.wheel.next().is_none()
-            && self.clients.iter().all(|(_, client)| client.table.is_empty() && client.bytes == 0)
+            && self.clients.iter().all(|(_, client)| client.numbers.is_empty() && client.bytes == 0)
             && self.workers.iter().all(|(_, worker)| worker.in_flight == 0 && worker.bytes == 0)
     }
 
@@ -97,7 +97,7 @@ impl Scheduler {
     }
 
     fn assert_tables_agree(&self) {
-        let entries: usize = self.clients.iter().map(|(_, client)| client.table.len()).sum();
+        let entries: usize = self.clients.iter().map(|(_, client)| client.numbers.len()).sum();
         assert_eq!(entries, self.owed);
         let mut waits = 0;
         for (index, task) in self.tasks.iter() {

@@ -50,6 +50,7 @@ mod choice;
 mod clients;
 mod effects;
 mod ending;
+mod numbers;
 mod payload;
 mod queue;
 mod slab;

@@ -40,6 +40,7 @@ impl<T> Slab<T> {
         self.rows.len() as u32
     }
 
+    #[inline]
     pub(super) fn insert(&mut self, value: T) -> u32 {
         self.occupied += 1;
         let index = self.vacant;
@@ -59,6 +60,7 @@ impl<T> Slab<T> {
         }
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, index: u32) -> T {
         let row = std::mem::replace(&mut self.rows[index as usize], Row::Vacant(self.vacant));
         let Row::Occupied(value) = row else { panic!("row {index} is empty already") };

@@ -1,5 +1,6 @@
 //! A worker's row: how it described itself, what it holds, and how much more it may be given.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::api::{Peer, Time};
@@ -37,6 +38,8 @@ pub(super) struct Worker {
     /// Its group: those that offer the same actions.
     pub(super) group: u32,
     pub(super) bucket: u8,
+    /// Under `least_loaded`: with this many in flight it belongs into its bucket, as long as it has room.
+    pub(super) stays: Range<u32>,
     pub(super) link: Link,
     /// Under turns: tasks that it still gets before the next worker's turn.
     pub(super) turns_left: u32,
@@ -73,6 +76,7 @@ impl Worker {
             stalled: false,
             group: 0,
             bucket: NO_BUCKET,
+            stays: 0..0,
             link: Link::new(),
             turns_left: 1,
             heard_at: now,

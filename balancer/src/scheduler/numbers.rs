@@ -1,0 +1,244 @@
+//! A client's own numbers for what it waits for, and the row that each stands for.
+//!
+//! Clients mostly count upwards, or use the numbers of what has ended again. So the lowest bits of a number mostly
+//! tell it apart from the others in flight, and a short ring of rows, indexed by them, holds all of them: one look
+//! in memory that lies together, no hashing. A number whose place is taken, and what is more than the ring may hold,
+//! stands in a hash table, whose hashes no client can foresee; a client that chooses its numbers badly gains nothing
+//! but that.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+
+use super::slab::NONE;
+use super::table::Table;
+
+/// Places that a ring begins with.
+const LEAST_PLACES: usize = 16;
+
+/// Most places of a ring: 32 KiB. It is doubled at once when it is half full, so it must not be long.
+const MOST_PLACES: usize = 8192;
+
+/// A ring of no more places than this, which are 16 KiB, is kept when nothing is in flight any more.
+const KEPT_PLACES: usize = 4096;
+
+/// What a client waits for, by its own numbers. An entry is any number but [`NONE`]; what it stands for, the owner
+/// knows, and can tell an entry's number.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    /// A power of two of places, or none; [`NONE`] where nothing stands.
+    ring: Box<[u32]>,
+    in_ring: usize,
+    /// What the ring has no place for.
+    others: Table,
+}
+
+/// Clients mostly count upwards. Numbers that follow each other are given places that do, too, which spares most of
+/// the waiting for memory when a client has a million tasks in flight; where each eight stand is random. A hash table
+/// takes the place from the lowest bits, and from the highest what tells entries apart at a glance.
+#[inline]
+fn hash_of_number(hasher: &FixedState, id: u64) -> u64 {
+    let (eight, which) = (id >> 3, id & 7);
+    hasher.hash_one(eight).wrapping_add(which) ^ which << 61
+}
+
+impl Numbers {
+    pub(super) fn new() -> Self {
+        Numbers { ring: Box::default(), in_ring: 0, others: Table::new() }
+    }
+
+    /// How many there are.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.in_ring + self.others.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where a number stands in the ring, if it stands there.
+    #[inline]
+    fn place(&self, id: u64) -> usize {
+        // The lowest bits are what is wanted.
+        id as usize & self.ring.len().wrapping_sub(1)
+    }
+
+    /// The entry of a number.
+    #[inline]
+    pub(super) fn find(&self, hasher: &FixedState, id: u64, id_of: impl Fn(u32) -> u64) -> Option<u32> {
+        match self.ring.get(self.place(id)) {
+            Some(&entry) if entry != NONE && id_of(entry) == id => Some(entry),
+            _ if self.others.len() == 0 => None,
+            _ => self.others.find(hash_of_number(hasher, id), |entry| id_of(*entry) == id),
+        }
+    }
+
+    /// Adds an entry, whose number must not be there.
+    #[inline]
+    pub(super) fn insert(&mut self, hasher: &FixedState, entry: u32, id_of: impl Fn(u32) -> u64) {
+        if self.in_ring * 2 >= self.ring.len() && self.ring.len() < MOST_PLACES {
+            self.double(&id_of);
+        }
+        let place = self.place(id_of(entry));
+        match self.ring.get_mut(place) {
+            Some(empty) if *empty == NONE => {
+                *empty = entry;
+                self.in_ring += 1;
+            }
+            _ => self.others.insert(entry, |entry| hash_of_number(hasher, id_of(*entry))),
+        }
+    }
+
+    /// Takes an entry out, which has this number. Says whether it was there.
+    #[inline]
+    pub(super) fn remove(
+        &mut self,
+        hasher: &FixedState,
+        id: u64,
+        entry: u32,
+        id_of: impl Fn(u32) -> u64,
+    ) -> bool {
+        let place = self.place(id);
+        match self.ring.get_mut(place) {
+            Some(there) if *there == entry => {
+                *there = NONE;
+                self.in_ring -= 1;
+                if self.in_ring == 0 && self.ring.len() > KEPT_PLACES {
+                    self.ring = Box::default();
+                }
+                true
+            }
+            _ => {
+                let hash = hash_of_number(hasher, id);
+                self.others.remove(
+                    hash,
+                    |other| *other == entry,
+                    |entry| hash_of_number(hasher, id_of(*entry)),
+                )
+            }
+        }
+    }
+
+    /// Some of the entries, at most this many; none only when there are none.
+    pub(super) fn some(&self, most: usize) -> Vec<u32> {
+        if self.in_ring == 0 {
+            return self.others.some(most);
+        }
+        self.ring.iter().copied().filter(|entry| *entry != NONE).take(most).collect()
+    }
+
+    /// Twice as many places. Entries that had places of their own have them still.
+    #[cold]
+    fn double(&mut self, id_of: &impl Fn(u32) -> u64) {
+        let longer = vec![NONE; (self.ring.len() * 2).max(LEAST_PLACES)].into_boxed_slice();
+        for entry in std::mem::replace(&mut self.ring, longer) {
+            if entry != NONE {
+                let place = self.place(id_of(entry));
+                self.ring[place] = entry;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers by entry, as the owner would know them.
+    struct Owner {
+        ids: Vec<u64>,
+        numbers: Numbers,
+        hasher: FixedState,
+    }
+
+    impl Owner {
+        fn new() -> Self {
+            Owner { ids: Vec::new(), numbers: Numbers::new(), hasher: FixedState::with_seed(9) }
+        }
+
+        fn add(&mut self, id: u64) -> u32 {
+            let entry = self.ids.len() as u32;
+            self.ids.push(id);
+            self.numbers.insert(&self.hasher, entry, |entry| self.ids[entry as usize]);
+            entry
+        }
+
+        fn find(&self, id: u64) -> Option<u32> {
+            self.numbers.find(&self.hasher, id, |entry| self.ids[entry as usize])
+        }
+
+        fn remove(&mut self, entry: u32) -> bool {
+            let id = self.ids[entry as usize];
+            self.numbers.remove(&self.hasher, id, entry, |entry| self.ids[entry as usize])
+        }
+    }
+
+    #[test]
+    fn numbers_are_found_however_they_were_chosen() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let random_ids: Vec<u64> = (0..20_000).map(|_| random.u64(..)).collect();
+        for ids in [(1..=20_000).collect(), (0..20_000).map(|n| n << 40).collect(), random_ids] {
+            let ids: Vec<u64> = ids;
+            let mut owner = Owner::new();
+            for (entry, id) in ids.iter().enumerate() {
+                assert_eq!(owner.find(*id), None);
+                assert_eq!(owner.add(*id), entry as u32);
+            }
+            assert_eq!(owner.numbers.len(), ids.len());
+            for entry in 0..ids.len() as u32 {
+                assert_eq!(owner.find(ids[entry as usize]), Some(entry));
+            }
+            for entry in (0..ids.len() as u32).rev() {
+                assert!(owner.remove(entry));
+                assert!(!owner.remove(entry));
+                assert_eq!(owner.find(ids[entry as usize]), None);
+            }
+            assert!(owner.numbers.is_empty());
+        }
+    }
+
+    #[test]
+    fn numbers_that_count_upwards_stand_in_the_ring_while_few_are_in_flight() {
+        let mut owner = Owner::new();
+        for id in 1..100_000 {
+            let entry = owner.add(id);
+            if let Some(oldest) = entry.checked_sub(3000) {
+                assert!(owner.remove(oldest));
+            }
+            assert_eq!(owner.numbers.others.len(), 0, "at number {id}");
+        }
+        assert_eq!(owner.numbers.ring.len(), MOST_PLACES);
+    }
+
+    #[test]
+    fn memory_follows_the_numbers_down() {
+        let mut owner = Owner::new();
+        for id in 0..5000 {
+            owner.add(id);
+        }
+        for entry in 0..5000 {
+            assert!(owner.remove(entry));
+        }
+        assert_eq!(owner.numbers.ring.len(), 0);
+    }
+
+    #[test]
+    fn all_entries_come_by_some_at_a_time() {
+        let mut owner = Owner::new();
+        for id in 0..12_000 {
+            owner.add(id * 3);
+        }
+        let mut seen = std::collections::HashSet::new();
+        while !owner.numbers.is_empty() {
+            let some = owner.numbers.some(100);
+            assert!(!some.is_empty() && some.len() <= 100);
+            for entry in some {
+                assert!(owner.remove(entry));
+                assert!(seen.insert(entry));
+            }
+        }
+        assert_eq!(seen.len(), 12_000);
+    }
+}
