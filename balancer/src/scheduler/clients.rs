@@ -79,10 +79,10 @@ impl Scheduler {
     pub(super) fn submit<'a>(
         &mut self,
         client: u32,
-        submission: Submission<'_>,
+        submission: &Submission<'_>,
         effects: &mut impl Effects<'a>,
     ) {
-        let (action, shared) = match self.admit(client, &submission) {
+        let (action, shared) = match self.admit(client, submission) {
             Ok(admitted) => admitted,
             Err((code, message)) => {
                 self.counts.refused += 1;
@@ -99,15 +99,20 @@ impl Scheduler {
         }
         let bytes = submission.payload.len();
         let kept = self.payloads.keep(submission.payload);
-        let mut row = Task::new(kept, client, submission.id, action, self.now);
+        let task = self.tasks.insert(Task::BLANK);
+        let row = &mut self.tasks[task];
+        row.payload = kept;
+        (row.client, row.client_id) = (client, submission.id);
+        (row.action, row.since) = (action, self.now);
         row.priority = submission.priority.min(limits::MAX_PRIORITY);
         row.max_attempts = submission.max_attempts.max(1);
-        row.deadline = submission.deadline.map_or(Task::NEVER, |deadline| self.now.after(deadline));
+        if let Some(deadline) = submission.deadline {
+            row.deadline = self.now.after(deadline);
+        }
         if !submission.key.is_empty() {
             row.extra =
                 Some(Box::new(Extra { key: submission.key.into(), waiters: List::new(), waiting: 0 }));
         }
-        let task = self.tasks.insert(row);
         self.bytes += bytes;
         self.clients[client].bytes += bytes;
         self.enter(client, submission.id, task);

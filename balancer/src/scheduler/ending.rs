@@ -6,6 +6,7 @@ use std::time::Duration;
 use reparto_protocol::ErrorCode;
 
 use super::clients::Wait;
+use super::payload::Kept;
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
 use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping};
@@ -107,15 +108,19 @@ impl Scheduler {
     /// Forgets a task that nobody waits for and that is nowhere.
     #[inline]
     pub(super) fn drop_task(&mut self, task: u32) {
+        if self.tasks[task].extra.is_some() {
+            self.remove_key(task);
+        }
         self.wheel.clear(&mut self.tasks, task);
-        self.remove_key(task);
-        let row = self.tasks.remove(task);
+        let row = &mut self.tasks[task];
         debug_assert_eq!(row.place(), Place::Moving, "a task that ends is nowhere");
-        self.bytes -= row.payload.len();
-        self.payloads.release(row.payload);
-        let action = &self.actions[row.action];
-        if action.offers.workers == 0 {
-            self.drop_idle_action(row.action);
+        let action = row.action;
+        let payload = std::mem::replace(&mut row.payload, Kept::NOTHING);
+        self.tasks.vacate(task);
+        self.bytes -= payload.len();
+        self.payloads.release(payload);
+        if self.actions[action].offers.workers == 0 {
+            self.drop_idle_action(action);
         }
     }
 

@@ -248,7 +248,7 @@ impl Scheduler {
     pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut impl Effects<'a>) {
         self.now = self.now.max(now);
         match event {
-            Event::Submit { peer, task } => {
+            Event::Submit { peer, ref task } => {
                 if let Role::Client(client) = self.role(peer) {
                     self.submit(client, task, effects);
                 }

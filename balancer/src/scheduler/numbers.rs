@@ -70,7 +70,7 @@ impl Numbers {
     pub(super) fn find(&self, hasher: &FixedState, id: u64, id_of: impl Fn(u32) -> u64) -> Option<u32> {
         match self.ring.get(self.place(id)) {
             Some(&entry) if entry != NONE && id_of(entry) == id => Some(entry),
-            _ if self.others.len() == 0 => None,
+            _ if self.others.is_empty() => None,
             _ => self.others.find(hash_of_number(hasher, id), |entry| id_of(*entry) == id),
         }
     }

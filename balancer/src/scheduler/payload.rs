@@ -106,6 +106,9 @@ pub(super) enum Kept {
 }
 
 impl Kept {
+    /// No payload.
+    pub(super) const NOTHING: Kept = Kept::Block { block: 0, bytes: 0 };
+
     /// Bytes of the payload.
     #[inline]
     pub(super) fn len(&self) -> usize {

@@ -292,10 +292,12 @@ mod tests {
         }
 
         fn add(&mut self, client: u32, priority: u8, since_us: u64, bytes: usize) -> u32 {
-            let mut task =
-                Task::new(Kept::Block { block: 0, bytes: bytes as u32 }, client, 0, 0, Time(since_us));
-            task.priority = priority;
-            let index = self.tasks.insert(task);
+            let payload = Kept::Block { block: 0, bytes: bytes as u32 };
+            let since = Time(since_us);
+            let index = self.tasks.insert(Task::BLANK);
+            let row = &mut self.tasks[index];
+            (row.payload, row.client, row.action) = (payload, client, 0);
+            (row.since, row.priority) = (since, priority);
             self.flows.push_back(&mut self.queue, &mut self.tasks, index);
             index
         }

@@ -69,6 +69,16 @@ impl<T> Slab<T> {
         value
     }
 
+    /// Empties a row, without moving out what stood there.
+    #[inline]
+    pub(super) fn vacate(&mut self, index: u32) {
+        let row = &mut self.rows[index as usize];
+        assert!(matches!(row, Row::Occupied(_)), "row {index} is empty already");
+        *row = Row::Vacant(self.vacant);
+        self.vacant = index;
+        self.occupied -= 1;
+    }
+
     #[inline]
     pub(super) fn get(&self, index: u32) -> Option<&T> {
         match self.rows.get(index as usize) {

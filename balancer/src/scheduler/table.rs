@@ -42,7 +42,7 @@ impl Table {
         self.len
     }
 
-    #[cfg(test)]
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -134,34 +134,30 @@ impl Task {
         self.client != NONE
     }
 
-    /// A row to start from.
-    pub(super) fn new(payload: Kept, client: u32, client_id: u64, action: u32, since: Time) -> Self {
-        Task {
-            payload,
-            client_id,
-            deadline: Task::NEVER,
-            since,
-            timer_tick: 0,
-            extra: None,
-            link: Link::new(),
-            timer: Link::new(),
-            age: Link::new(),
-            place: NONE,
-            client,
-            action,
-            attempt_tag: 0,
-            timer_slot: NO_SLOT,
-            priority: 0,
-            spent: 0,
-            max_attempts: 1,
-            recalled: false,
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn for_tests() -> Self {
-        Task::new(Kept::Block { block: 0, bytes: 0 }, 0, 0, 0, Time(0))
-    }
+    /// A row to start from, that of a task without a payload which nobody waits for.
+    ///
+    /// Rows are filled in where they stand in their slab: a row that is put together elsewhere and then moved there
+    /// makes the processor wait for its small parts.
+    pub(super) const BLANK: Task = Task {
+        payload: Kept::NOTHING,
+        client_id: 0,
+        deadline: Task::NEVER,
+        since: Time(0),
+        timer_tick: 0,
+        extra: None,
+        link: Link::new(),
+        timer: Link::new(),
+        age: Link::new(),
+        place: NONE,
+        client: NONE,
+        action: NONE,
+        attempt_tag: 0,
+        timer_slot: NO_SLOT,
+        priority: 0,
+        spent: 0,
+        max_attempts: 1,
+        recalled: false,
+    };
 }
 
 #[cfg(test)]
@@ -170,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_place_is_what_it_was_put_to() {
-        let mut task = Task::for_tests();
+        let mut task = Task::BLANK;
         assert_eq!(task.place(), Place::Moving);
         for place in [Place::Queued(0), Place::Held(0), Place::Queued(1 << 30), Place::Held(7), Place::Moving]
         {

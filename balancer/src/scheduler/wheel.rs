@@ -150,7 +150,7 @@ mod tests {
     fn a_timer_fires_at_its_time_or_a_tick_later_however_far_it_is() {
         for at in [1, 1_024, 1_025, 65_536, 70_000_000, 60_000_000, 3_600_000_000, 31_622_400_000_000] {
             let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
-            let task = tasks.insert(Task::for_tests());
+            let task = tasks.insert(Task::BLANK);
             wheel.set(&mut tasks, task, Time(at));
             assert!(due(&mut wheel, &mut tasks, Time(at - 1)).is_empty(), "{at}");
             assert_eq!(due(&mut wheel, &mut tasks, Time(at + 1_024)), [task], "{at}");
@@ -162,7 +162,7 @@ mod tests {
     fn a_timer_beyond_the_wheel_s_reach_leaves_it_at_rest() {
         for at in [u64::MAX, u64::MAX - 5, 1 << 62, 1 << 53] {
             let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
-            let task = tasks.insert(Task::for_tests());
+            let task = tasks.insert(Task::BLANK);
             wheel.set(&mut tasks, task, Time(at));
             let now = Time(3_600_000_000);
             for _ in 0..100 {
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_cleared_timer_never_fires() {
         let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
-        let task = tasks.insert(Task::for_tests());
+        let task = tasks.insert(Task::BLANK);
         wheel.set(&mut tasks, task, Time(5_000));
         wheel.clear(&mut tasks, task);
         wheel.clear(&mut tasks, task);
@@ -195,7 +195,7 @@ mod tests {
             let mut now = 0;
             for _ in 0..200 {
                 let reach = 1 << random.u64(1..38);
-                let task = tasks.insert(Task::for_tests());
+                let task = tasks.insert(Task::BLANK);
                 let at = now + random.u64(1..=reach);
                 wheel.set(&mut tasks, task, Time(at));
                 expected.insert(task, at);
