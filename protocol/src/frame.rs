@@ -209,14 +209,13 @@ impl HeadWriter {
     }
 }
 
-/// Writes a whole header at once, for a frame whose fields' length is known before they are written.
+/// A whole header, for a frame whose fields' length is known before they are written.
 #[inline]
-pub(crate) fn put_header(
-    out: &mut BytesMut,
+pub(crate) fn header(
     (kind, flags, id): (FrameType, u8, u64),
     fields_bytes: u16,
     payload_bytes: usize,
-) {
+) -> [u8; HEADER_BYTES] {
     let after = HEADER_BYTES - LENGTH_BYTES + usize::from(fields_bytes);
     // As for `HeadWriter::end`: what cannot be said is said so that every reader refuses it.
     let length = u32::try_from(after.saturating_add(payload_bytes)).unwrap_or(u32::MAX);
@@ -226,7 +225,7 @@ pub(crate) fn put_header(
     header[5] = flags;
     BigEndian::write_u16(&mut header[6..8], fields_bytes);
     BigEndian::write_u64(&mut header[8..], id);
-    out.put_slice(&header);
+    header
 }
 
 /// A frame that owns its bytes, as a [`FrameStream`] hands it out. The payload is shared, not copied.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{ErrorCode, FrameError};
 
-use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Peer, Policy, Scheduler, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Scheduler, Time};
 
 pub mod native;
 mod output;
@@ -177,6 +177,14 @@ impl Session {
     pub fn assign(&self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
+        }
+    }
+
+    /// Writes down a result for this connection, as [`encode`](Self::encode) does for [`Effect::Result`].
+    #[inline]
+    pub fn result(&self, id: u64, payload: Payload<'_>, out: &mut Output) {
+        match self {
+            Session::Native(_) => native::result(id, payload, out),
         }
     }
 

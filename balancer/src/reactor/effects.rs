@@ -4,18 +4,12 @@
 use super::net::Net;
 use super::turn::Reactor;
 use crate::dialect::Answer;
-use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Peer};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer};
 
 impl<'a> Effects<'a> for Net {
-    #[inline]
     fn push(&mut self, effect: Effect<'a>) {
         self.effects += 1;
-        match effect {
-            Effect::Result { peer, .. } => {
-                self.append(peer, |connection| connection.session.encode(effect, &mut connection.output));
-            }
-            other => self.carry_out(other),
-        }
+        self.carry_out(effect);
     }
 
     #[inline]
@@ -25,6 +19,12 @@ impl<'a> Effects<'a> for Net {
         self.append(peer, |connection| {
             connection.session.assign(now, assignment, &details, &mut connection.output);
         });
+    }
+
+    #[inline]
+    fn result(&mut self, peer: Peer, id: u64, payload: Payload<'a>) {
+        self.effects += 1;
+        self.append(peer, |connection| connection.session.result(id, payload, &mut connection.output));
     }
 
     fn count(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Where effects go: a list to be looked at later, or a caller that carries each out at once.
 
-use super::{Assignment, AssignmentId, Effect, Peer};
+use super::{Assignment, AssignmentId, Effect, Payload, Peer};
 
 /// Takes the scheduler's effects, in the order in which they are to be carried out.
 ///
@@ -36,6 +36,12 @@ pub trait Effects<'a> {
     fn assign(&mut self, peer: Peer, assignment: AssignmentId, details: Assignment<'_>) {
         let _ = details;
         self.push(Effect::Assign { peer, assignment });
+    }
+
+    /// Takes an [`Effect::Result`], which comes as often as assignments do.
+    #[inline]
+    fn result(&mut self, peer: Peer, id: u64, payload: Payload<'a>) {
+        self.push(Effect::Result { peer, id, payload });
     }
 
     /// How many came so far. Long work is done in parts, which end when enough has come of them.

@@ -18,7 +18,7 @@ impl Scheduler {
     /// Ends a task, which is nowhere, with its result.
     #[inline]
     pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut impl Effects<'a>) {
-        self.each_waiter(task, |peer, id| effects.push(Effect::Result { peer, id, payload }));
+        self.each_waiter(task, |peer, id| effects.result(peer, id, payload));
         self.counts.done += self.release_waiters(task);
         self.drop_task(task);
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::FrameError;
 use crate::field::{self, Tag};
-use crate::frame::{Frame, FrameType, HEADER_BYTES, HeadWriter, LENGTH_BYTES, put_header};
+use crate::frame::{Frame, FrameType, HEADER_BYTES, HeadWriter, LENGTH_BYTES, header};
 use crate::limits;
 
 impl<'a> Message<'a> {
@@ -251,7 +251,7 @@ impl TaskDone<'_> {
     /// [`Message::encode_head`] does.
     #[inline]
     pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
-        put_header(out, (FrameType::Result, 0, self.id), 0, payload_bytes);
+        out.put_slice(&header((FrameType::Result, 0, self.id), 0, payload_bytes));
     }
 }
 
@@ -266,8 +266,11 @@ impl AssignTask<'_> {
             return encode_assign_task(self, out, payload_bytes);
         }
         let fields_bytes = (field::FIELD_HEADER_BYTES + action.len()) as u16;
-        put_header(out, (FrameType::AssignTask, 0, self.id), fields_bytes, payload_bytes);
-        out.put_slice(&[Tag::Action as u8, 0, action.len() as u8]);
+        let header = header((FrameType::AssignTask, 0, self.id), fields_bytes, payload_bytes);
+        let mut head = [0; HEADER_BYTES + field::FIELD_HEADER_BYTES];
+        head[..HEADER_BYTES].copy_from_slice(&header);
+        head[HEADER_BYTES..].copy_from_slice(&[Tag::Action as u8, 0, action.len() as u8]);
+        out.put_slice(&head);
         out.put_slice(action);
     }
 }

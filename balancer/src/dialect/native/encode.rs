@@ -17,10 +17,7 @@ const GOING: &str = "the balancer is shutting down; what is in flight will be an
 #[inline]
 pub fn encode(effect: Effect<'_>, out: &mut Output) {
     match effect {
-        Effect::Result { id, payload, .. } => {
-            TaskDone { id, payload: &[] }.encode_head(out.buffer(), payload.len());
-            out.payload(payload);
-        }
+        Effect::Result { id, payload, .. } => result(id, payload, out),
         Effect::Fail { id, code, message, payload, .. } => {
             put(&Message::Error(ErrorMessage { id, code, message: &message, payload: &[] }), payload, out);
         }
@@ -85,6 +82,13 @@ pub fn assign(now: Time, id: AssignmentId, assignment: &Assignment<'_>, out: &mu
     };
     message.encode_head(out.buffer(), assignment.payload.len());
     out.payload(assignment.payload);
+}
+
+/// Writes a result down.
+#[inline]
+pub fn result(id: u64, payload: Payload<'_>, out: &mut Output) {
+    TaskDone { id, payload: &[] }.encode_head(out.buffer(), payload.len());
+    out.payload(payload);
 }
 
 /// Rounded up, so that a task with time left is never told that it has none.

@@ -11,7 +11,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{answer, assign, encode, refuse};
+pub use encode::{answer, assign, encode, refuse, result};
 
 use super::Listener;
 
