@@ -251,7 +251,7 @@ impl TaskDone<'_> {
     /// [`Message::encode_head`] does.
     #[inline]
     pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
-        out.put_slice(&header((FrameType::Result, 0, self.id), 0, payload_bytes));
+        out.put_u128(header((FrameType::Result, 0, self.id), 0, payload_bytes));
     }
 }
 
@@ -267,11 +267,13 @@ impl AssignTask<'_> {
         }
         let fields_bytes = (field::FIELD_HEADER_BYTES + action.len()) as u16;
         let header = header((FrameType::AssignTask, 0, self.id), fields_bytes, payload_bytes);
-        let mut head = [0; HEADER_BYTES + field::FIELD_HEADER_BYTES];
-        head[..HEADER_BYTES].copy_from_slice(&header);
-        head[HEADER_BYTES..].copy_from_slice(&[Tag::Action as u8, 0, action.len() as u8]);
-        out.put_slice(&head);
-        out.put_slice(action);
+        let start = out.len();
+        out.resize(start + HEADER_BYTES + usize::from(fields_bytes), 0);
+        let head = &mut out[start..];
+        head[..HEADER_BYTES].copy_from_slice(&header.to_be_bytes());
+        head[HEADER_BYTES] = Tag::Action as u8;
+        head[HEADER_BYTES + 2] = action.len() as u8;
+        head[HEADER_BYTES + field::FIELD_HEADER_BYTES..].copy_from_slice(action);
     }
 }
 
