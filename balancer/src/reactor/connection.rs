@@ -18,7 +18,7 @@ use crate::scheduler::Time;
 const WRITE_PIECES: usize = 64;
 
 /// Most bytes written to a connection in a turn; the rest goes in the next.
-const WRITE_BYTES: usize = 1 << 20;
+const WRITE_BYTES: usize = 256 << 10;
 
 /// Least memory that an unfinished frame is given once it needs any beyond its header.
 const LEAST_INPUT: usize = 512;

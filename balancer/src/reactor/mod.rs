@@ -11,7 +11,7 @@
 //!            ^                 |                     effects -> encode -> output |
 //!            |                 |   ... until no whole frame is left             |
 //!            |                 +------------------------------------------------+
-//!            |                        | next connection, 4 MiB a turn at most
+//!            |                        | next connection, 1 MiB a turn at most
 //!            |                        v
 //!            |                 +--------------+     +-------------------------------------+
 //!            +-----------------|  deadlines,  |---->| flush each touched connection:      |

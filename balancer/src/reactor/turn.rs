@@ -20,7 +20,7 @@ pub(super) const LISTENERS: [Token; 2] = [Token(1), Token(2)];
 const FIRST_CONNECTION: usize = 3;
 
 /// Most bytes read in a turn before outputs are flushed and new events are looked at.
-const TURN_BYTES: usize = 4 << 20;
+const TURN_BYTES: usize = 1 << 20;
 
 /// Most events taken from the operating system at once.
 const EVENTS: usize = 1024;

@@ -15,6 +15,11 @@ const HELD_WORK: Duration = Duration::from_millis(1);
 /// on more in a millisecond, and what one worker holds must be taken back in one go when it is lost.
 const HELD_MOST: u64 = 16_384;
 
+/// Payload that a worker may have for each of its threads, in bytes, and still be given tasks beyond its free
+/// threads: what takes long to hand over takes long, too, however short the worker says that it is, and small tasks
+/// would wait behind it in the socket.
+const HELD_BYTES: usize = 1 << 20;
+
 /// A worker.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -112,6 +117,12 @@ impl Worker {
             && !self.draining
             && self.asked_at.is_none()
             && (self.bytes < self.max_bytes || self.in_flight == 0)
+            && (self.bytes < HELD_BYTES || self.has_free_thread() || self.may_hold_more())
+    }
+
+    /// Of a worker that has much payload and no free thread: is it little for so many threads?
+    fn may_hold_more(&self) -> bool {
+        self.bytes < HELD_BYTES.saturating_mul(self.threads as usize)
     }
 
     #[inline]
@@ -138,6 +149,19 @@ mod tests {
         assert_eq!(worker(4, 1024, Some(100_000)).room, 40);
         assert_eq!(worker(4, 1024, Some(10)).room, 1024);
         assert_eq!(worker(4, 1024, Some(0)).room, 1024);
+    }
+
+    #[test]
+    fn free_threads_fill_whatever_is_in_flight_but_a_megabyte_a_thread_is_enough_to_hold() {
+        let mut worker = worker(4, 1024, Some(10));
+        for in_flight in 0..4 {
+            (worker.in_flight, worker.bytes) = (in_flight, in_flight as usize * 16 << 20);
+            assert!(worker.has_room(), "{in_flight} of 4 threads are busy");
+        }
+        for (bytes, has_room) in [(HELD_BYTES, true), (4 * HELD_BYTES - 1, true), (4 * HELD_BYTES, false)] {
+            (worker.in_flight, worker.bytes) = (20, bytes);
+            assert_eq!(worker.has_room(), has_room, "{bytes} bytes");
+        }
     }
 
     #[test]
