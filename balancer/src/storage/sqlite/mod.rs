@@ -80,7 +80,7 @@ pub struct SqliteStore {
     path: PathBuf,
     place: String,
     durability: Durability,
-    /// Records that may wait to be written behind: [`LAG_RECORDS`], or few in a test.
+    /// Records that may wait to be written behind.
     lag_records: usize,
     overlay: Arc<RwLock<Overlay>>,
     /// The row of the journal that is being filled.
@@ -143,6 +143,14 @@ impl SqliteStore {
             store.set_synchronous("NORMAL")?;
         }
         Ok(store)
+    }
+
+    /// Lets fewer or more records wait to be written behind than the usual 400,000, which take some 100 MiB.
+    /// Fewer take less memory, and more of the tasks are then written twice: once open, once ended.
+    #[must_use]
+    pub fn with_lag(mut self, records: usize) -> Self {
+        self.lag_records = records;
+        self
     }
 
     /// What the store has done since it was opened.

@@ -16,9 +16,8 @@ struct Embedded {
 
 impl Fixture for Embedded {
     fn open(&self) -> Box<dyn Store> {
-        let mut store = SqliteStore::open(self.folder.path(), self.durability).unwrap();
-        store.lag_records = self.lag_records;
-        Box::new(store)
+        let store = SqliteStore::open(self.folder.path(), self.durability).unwrap();
+        Box::new(store.with_lag(self.lag_records))
     }
 }
 
