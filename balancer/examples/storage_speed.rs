@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use reparto_balancer::storage::{
-    Answer, Durability, NewTask, Operation, Outcome, SqliteStore, Store, TaskId, TaskIds,
+    Answer, Durability, NewTask, Operation, Outcome, Request, SqliteStore, Storage, StorageSettings, Store,
+    TaskId, TaskIds,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -33,7 +34,7 @@ fn main() -> Result<(), Failure> {
             restart(folder.path(), durability, tasks)?;
         }
     }
-    Ok(())
+    through_threads(tasks, batch, durability)
 }
 
 /// Accepts tasks in batches; for whole lives each batch also records the outcomes of the batch two before it.
@@ -73,6 +74,36 @@ fn run(store: &mut SqliteStore, tasks: usize, batch: usize, whole_life: bool) ->
         }
     }
     Ok(slowest)
+}
+
+/// Accepts tasks through the storage threads, `batch` in flight, as the reactor will.
+fn through_threads(tasks: usize, batch: usize, durability: Durability) -> Result<(), Failure> {
+    let folder = tempfile::tempdir()?;
+    let store = SqliteStore::open(folder.path(), durability)?;
+    let (wake, woken) = crossbeam_channel::bounded(1);
+    let storage =
+        Storage::start(Box::new(store), None, StorageSettings::default(), move || _ = wake.try_send(()))?;
+    let mut ids = TaskIds::new();
+    let (mut taken, mut accepted, mut token) = (0, 0, 0);
+    let mut completions = Vec::new();
+    let (started, cpu) = (Instant::now(), cpu_time()?);
+    while accepted < tasks {
+        let mut requests = Vec::new();
+        while taken < tasks && taken - accepted < batch {
+            let now = now();
+            token += 1;
+            let operation = Operation::Accept(NewTask::new(ids.next(now), "upper", vec![7; 64], now));
+            requests.push(Request { token, operation });
+            taken += 1;
+        }
+        storage.try_submit(&mut requests)?;
+        woken.recv()?;
+        storage.take_completions(&mut completions);
+        accepted += completions.drain(..).filter(|completion| completion.reply.is_ok()).count();
+    }
+    report("accepted by the threads", tasks, started.elapsed(), cpu_time()? - cpu);
+    storage.stop()?;
+    Ok(())
 }
 
 /// How long a start takes until all open tasks are read.

@@ -21,7 +21,9 @@ pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, SweepError, sweep};
 pub use durability::{Durability, NotADurability};
 pub use folder::DataFolder;
 pub use sqlite::{DATABASE_FILE, SqliteCounts, SqliteStore};
-pub use store::{Answer, Filter, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError, StoreReader};
+pub use store::{
+    Answer, Filter, MAX_INLINE_LEN, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError, StoreReader,
+};
 pub use task::{
     Backoff, BlobKey, BlobKind, Body, FailedAttempt, Failure, IdempotencyKey, MAX_ACTION_LEN,
     MAX_BLOB_KEY_LEN, MAX_ERROR_LEN, MAX_KEY_LEN, NewTask, NotATaskId, Outcome, StoredTask, TaskId, TaskIds,

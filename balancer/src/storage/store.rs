@@ -11,6 +11,9 @@ pub const MAX_PAGE: usize = 4096;
 /// Bytes of tasks after which a page ends early.
 pub const MAX_PAGE_BYTES: usize = 8 << 20;
 
+/// Longest payload or result that can stand in a row, in bytes. Far smaller ones go to the blob store.
+pub const MAX_INLINE_LEN: usize = 64 << 20;
+
 /// One change of what is stored, or one step of its upkeep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // accepting is what there is most of; a box for it would be one more allocation
@@ -102,6 +105,15 @@ impl Operation {
                 "the idempotency key has {} bytes, and {MAX_KEY_LEN} is the limit",
                 key_len(task)
             )),
+            Operation::Accept(NewTask { payload: body, .. })
+            | Operation::Finish(Outcome { result: body, .. })
+                if body.memory() > MAX_INLINE_LEN =>
+            {
+                invalid(format!(
+                    "{} bytes are too many for a row, and {MAX_INLINE_LEN} is the limit; a blob store takes more",
+                    body.memory()
+                ))
+            }
             Operation::Finish(outcome) if !outcome.state.is_ended() => {
                 invalid(format!("'{}' is no way to end", outcome.state))
             }

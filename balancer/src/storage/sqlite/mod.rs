@@ -28,7 +28,7 @@ use rusqlite::{Connection, params};
 
 use self::overlay::Overlay;
 use self::reader::SqliteReader;
-use self::record::{Kind, Records, RowWriter};
+use self::record::{AcceptRef, Kind, Records, RowWriter};
 use self::staging::{Keys, Stage};
 use self::tables::{RowWriting, WriteError};
 use super::durability::Durability;
@@ -40,7 +40,7 @@ use super::task::{BlobKey, TaskId};
 pub const DATABASE_FILE: &str = "reparto.sqlite";
 
 /// Records that may wait in the journal to be written behind; a commit beyond that also writes twice what it adds.
-const LAG_RECORDS: usize = 400_000;
+const LAG_RECORDS: usize = 131_072;
 /// The same in bytes.
 const LAG_BYTES: usize = 64 << 20;
 /// Records written behind in one go when nothing else is to be done.
@@ -145,7 +145,7 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Lets fewer or more records wait to be written behind than the usual 400,000, which take some 100 MiB.
+    /// Lets fewer or more records wait to be written behind than the usual 131,072, which take some 40 MiB.
     /// Fewer take less memory, and more of the tasks are then written twice: once open, once ended.
     #[must_use]
     pub fn with_lag(mut self, records: usize) -> Self {
@@ -224,7 +224,7 @@ impl SqliteStore {
         {
             log::warn!("{}: cannot roll back: {error}", self.place);
         }
-        for entry in read(&self.overlay).tasks.values() {
+        for entry in read(&self.overlay).tasks.iter() {
             entry.written.store(0, Ordering::Relaxed);
         }
     }
@@ -473,24 +473,22 @@ impl SqliteStore {
 fn write_row(overlay: &Overlay, writing: &mut RowWriting<'_>, row: &Bytes) -> Result<(), WriteError> {
     for record in Records::of(row)? {
         let record = record?;
-        let Some(entry) = overlay.tasks.get(&record.id) else { continue };
+        let Some(entry) = overlay.tasks.get(record.id) else { continue };
         if record.kind == Kind::Retry && !entry.dropped {
             writing.attempt(&record::read_retry(row, record.offset)?.0)?;
         }
-        if record.kind == Kind::Accept
-            && record::has_key(row, record.offset)
-            && let Some(key) = record::read_accept(row, record.offset)?.idempotency
-        {
-            writing.key(&key.key, record.id, key.until)?;
-        }
-        if entry.is_written() {
-            continue;
-        }
-        let view = overlay.latest(entry);
         if record.kind != Kind::Accept {
-            writing.update(record.id, &view)?;
-        } else if let Some(stored) = view.over(None)? {
-            writing.insert(&stored)?;
+            if !entry.is_written() {
+                writing.update(record.id, overlay, entry)?;
+            }
+        } else {
+            let task = AcceptRef::read(row, record.offset)?;
+            if let Some((key, until)) = task.key {
+                writing.key(key, record.id, until)?;
+            }
+            if !entry.is_written() && !entry.dropped {
+                writing.insert(&task, overlay, entry)?;
+            }
         }
         entry.set_written();
     }
@@ -518,7 +516,7 @@ fn remove_ended(
         seen += 1;
         last = Some(id);
         let is_old = row.get::<_, Option<i64>>(1)?.is_some_and(|ended_at| ended_at < before);
-        if is_old && !overlay.tasks.contains_key(&id) {
+        if is_old && !overlay.tasks.contains(id) {
             old.push(id);
             for column in [2, 3] {
                 blobs.extend(row.get_ref(column)?.as_str_or_null()?.and_then(BlobKey::new));

@@ -4,8 +4,6 @@
 //! (16 bytes) and the body; numbers are little-endian. What is written here is read again after a crash, perhaps
 //! by a later release: kinds and layouts are only ever added.
 
-use std::sync::Arc;
-
 use bytes::{Buf, BufMut, Bytes};
 use reparto_protocol::ErrorCode;
 
@@ -227,98 +225,202 @@ fn head(row: &[u8], at: usize) -> Result<(Record, usize), Damaged> {
 }
 
 /// The body of the record at `offset`, which must be of this kind.
-fn body(row: &Bytes, offset: u32, kind: Kind) -> Result<(TaskId, Bytes), Damaged> {
+fn body(row: &[u8], offset: u32, kind: Kind) -> Result<(TaskId, &[u8]), Damaged> {
     let at = offset as usize;
     let (record, end) = head(row, at)?;
-    if record.kind == kind { Ok((record.id, row.slice(at + HEAD..end))) } else { Err(Damaged) }
+    if record.kind == kind { Ok((record.id, &row[at + HEAD..end])) } else { Err(Damaged) }
+}
+
+/// A payload or a result where it stands in the row.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum BodyRef<'a> {
+    Inline(&'a [u8]),
+    Blob(&'a str),
+}
+
+impl<'a> BodyRef<'a> {
+    fn to_body(self, row: &Bytes) -> Result<Body, Damaged> {
+        match self {
+            BodyRef::Inline(bytes) => Ok(Body::Inline(row.slice_ref(bytes))),
+            BodyRef::Blob(key) => BlobKey::new(key).map(Body::Blob).ok_or(Damaged),
+        }
+    }
+
+    pub(super) fn inline(self) -> Option<&'a [u8]> {
+        match self {
+            BodyRef::Inline(bytes) => Some(bytes),
+            BodyRef::Blob(_) => None,
+        }
+    }
+
+    pub(super) fn blob(self) -> Option<&'a str> {
+        match self {
+            BodyRef::Inline(_) => None,
+            BodyRef::Blob(key) => Some(key),
+        }
+    }
+}
+
+/// A failure where it stands in the row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FailureRef<'a> {
+    /// Its code's number.
+    pub(super) code: u16,
+    pub(super) message: &'a str,
+}
+
+impl FailureRef<'_> {
+    fn to_failure(self) -> Failure {
+        Failure { code: ErrorCode::from_number(self.code), message: self.message.to_owned() }
+    }
+}
+
+/// A task where it stands in the row: writing a million of them behind allocates nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AcceptRef<'a> {
+    pub(super) id: TaskId,
+    pub(super) action: &'a str,
+    pub(super) payload: BodyRef<'a>,
+    pub(super) priority: u8,
+    pub(super) max_attempts: u8,
+    pub(super) created_at: i64,
+    due_at: Option<i64>,
+    pub(super) deadline_at: Option<i64>,
+    pub(super) backoff: Backoff,
+    /// The idempotency key, and when its window ends.
+    pub(super) key: Option<(&'a [u8], i64)>,
+}
+
+impl<'a> AcceptRef<'a> {
+    pub(super) fn read(row: &'a [u8], offset: u32) -> Result<Self, Damaged> {
+        let (id, mut from) = body(row, offset, Kind::Accept)?;
+        let flags = from.try_get_u8()?;
+        let priority = from.try_get_u8()?;
+        let max_attempts = from.try_get_u8()?;
+        let created_at = from.try_get_i64_le()?;
+        let action = get_text(&mut from)?;
+        let due_at = (flags & HAS_DUE != 0).then(|| from.try_get_i64_le()).transpose()?;
+        let deadline_at = (flags & HAS_DEADLINE != 0).then(|| from.try_get_i64_le()).transpose()?;
+        let backoff = if flags & HAS_BACKOFF != 0 {
+            Backoff { first_ms: from.try_get_u32_le()?, most_ms: from.try_get_u32_le()? }
+        } else {
+            Backoff::default()
+        };
+        let key =
+            if flags & HAS_KEY != 0 { Some((get_bytes(&mut from)?, from.try_get_i64_le()?)) } else { None };
+        let payload = get_body(&mut from, flags)?;
+        Ok(AcceptRef {
+            id,
+            action,
+            payload,
+            priority,
+            max_attempts,
+            created_at,
+            due_at,
+            deadline_at,
+            backoff,
+            key,
+        })
+    }
+}
+
+/// An outcome where it stands in the row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FinishRef<'a> {
+    id: TaskId,
+    state: TaskState,
+    attempts: u8,
+    pub(super) at: i64,
+    result: BodyRef<'a>,
+    pub(super) failure: Option<FailureRef<'a>>,
+}
+
+impl<'a> FinishRef<'a> {
+    pub(super) fn read(row: &'a [u8], offset: u32) -> Result<Self, Damaged> {
+        let (id, mut from) = body(row, offset, Kind::Finish)?;
+        let flags = from.try_get_u8()?;
+        let state =
+            TaskState::from_number(from.try_get_u8()?).filter(|state| state.is_ended()).ok_or(Damaged)?;
+        let attempts = from.try_get_u8()?;
+        let at = from.try_get_i64_le()?;
+        let failure = (flags & HAS_FAILURE != 0).then(|| get_failure(&mut from)).transpose()?;
+        let result = get_body(&mut from, flags)?;
+        Ok(FinishRef { id, state, attempts, at, result, failure })
+    }
+
+    /// What came out, if anything can have.
+    pub(super) fn result(&self) -> Option<BodyRef<'a>> {
+        (self.state == TaskState::Done).then_some(self.result)
+    }
 }
 
 /// Reads a task back. Its payload is a part of the row's memory.
 pub(super) fn read_accept(row: &Bytes, offset: u32) -> Result<NewTask, Damaged> {
-    let (id, mut from) = body(row, offset, Kind::Accept)?;
-    let flags = from.try_get_u8()?;
-    let priority = from.try_get_u8()?;
-    let max_attempts = from.try_get_u8()?;
-    let created_at = from.try_get_i64_le()?;
-    let action = get_text(&mut from)?;
-    let due_at = (flags & HAS_DUE != 0).then(|| from.try_get_i64_le()).transpose()?;
-    let deadline_at = (flags & HAS_DEADLINE != 0).then(|| from.try_get_i64_le()).transpose()?;
-    let backoff = if flags & HAS_BACKOFF != 0 {
-        Backoff { first_ms: from.try_get_u32_le()?, most_ms: from.try_get_u32_le()? }
-    } else {
-        Backoff::default()
-    };
-    let idempotency = if flags & HAS_KEY != 0 {
-        Some(IdempotencyKey { key: get_bytes(&mut from)?, until: from.try_get_i64_le()? })
-    } else {
-        None
-    };
-    let payload = get_body(&mut from, flags)?;
+    let task = AcceptRef::read(row, offset)?;
     Ok(NewTask {
-        id,
-        action,
-        payload,
-        priority,
-        max_attempts,
-        created_at,
-        due_at,
-        deadline_at,
-        backoff,
-        idempotency,
+        id: task.id,
+        action: task.action.into(),
+        payload: task.payload.to_body(row)?,
+        priority: task.priority,
+        max_attempts: task.max_attempts,
+        created_at: task.created_at,
+        due_at: task.due_at,
+        deadline_at: task.deadline_at,
+        backoff: task.backoff,
+        idempotency: task.key.map(|(key, until)| IdempotencyKey { key: row.slice_ref(key), until }),
     })
 }
 
-/// Whether the task that a record accepts has an idempotency key.
-pub(super) fn has_key(row: &[u8], offset: u32) -> bool {
-    row.get(offset as usize + HEAD).is_some_and(|flags| flags & HAS_KEY != 0)
+/// Why the attempt of the record at `offset` failed.
+pub(super) fn read_retry_failure(row: &[u8], offset: u32) -> Result<FailureRef<'_>, Damaged> {
+    let (_, mut from) = body(row, offset, Kind::Retry)?;
+    let flags = from.try_get_u8()?;
+    let numbers = if flags & HAS_DUE != 0 { 1 + 8 + 8 } else { 1 + 8 };
+    from = from.get(numbers..).ok_or(Damaged)?;
+    get_text(&mut from)?;
+    get_failure(&mut from)
 }
 
 /// Reads a failed attempt back, and when the next one is due.
-pub(super) fn read_retry(row: &Bytes, offset: u32) -> Result<(FailedAttempt, Option<i64>), Damaged> {
+pub(super) fn read_retry(row: &[u8], offset: u32) -> Result<(FailedAttempt, Option<i64>), Damaged> {
     let (id, mut from) = body(row, offset, Kind::Retry)?;
     let flags = from.try_get_u8()?;
     let attempts = from.try_get_u8()?;
     let at = from.try_get_i64_le()?;
     let due_at = (flags & HAS_DUE != 0).then(|| from.try_get_i64_le()).transpose()?;
-    let worker = get_text(&mut from)?;
-    let failure = get_failure(&mut from)?;
+    let worker = get_text(&mut from)?.into();
+    let failure = get_failure(&mut from)?.to_failure();
     Ok((FailedAttempt { id, attempts, at, worker, failure }, due_at))
 }
 
 /// Reads an outcome back. Its result is a part of the row's memory.
 pub(super) fn read_finish(row: &Bytes, offset: u32) -> Result<Outcome, Damaged> {
-    let (id, mut from) = body(row, offset, Kind::Finish)?;
-    let flags = from.try_get_u8()?;
-    let state = TaskState::from_number(from.try_get_u8()?).filter(|state| state.is_ended()).ok_or(Damaged)?;
-    let attempts = from.try_get_u8()?;
-    let at = from.try_get_i64_le()?;
-    let failure = (flags & HAS_FAILURE != 0).then(|| get_failure(&mut from)).transpose()?;
-    let result = get_body(&mut from, flags)?;
-    Ok(Outcome { id, state, attempts, at, result, failure })
+    let FinishRef { id, state, attempts, at, result, failure } = FinishRef::read(row, offset)?;
+    let failure = failure.map(FailureRef::to_failure);
+    Ok(Outcome { id, state, attempts, at, result: result.to_body(row)?, failure })
 }
 
-fn get_bytes(from: &mut Bytes) -> Result<Bytes, Damaged> {
+fn get_bytes<'a>(from: &mut &'a [u8]) -> Result<&'a [u8], Damaged> {
     let len = from.try_get_u32_le()? as usize;
-    if len > from.len() { Err(Damaged) } else { Ok(from.split_to(len)) }
+    let (bytes, rest) = from.split_at_checked(len).ok_or(Damaged)?;
+    *from = rest;
+    Ok(bytes)
 }
 
-fn get_text(from: &mut Bytes) -> Result<Arc<str>, Damaged> {
-    let bytes = get_bytes(from)?;
-    std::str::from_utf8(&bytes).map(Arc::from).map_err(|_| Damaged)
+fn get_text<'a>(from: &mut &'a [u8]) -> Result<&'a str, Damaged> {
+    std::str::from_utf8(get_bytes(from)?).map_err(|_| Damaged)
 }
 
-fn get_failure(from: &mut Bytes) -> Result<Failure, Damaged> {
-    let code = ErrorCode::from_number(from.try_get_u16_le()?);
-    Ok(Failure { code, message: get_text(from)?.as_ref().to_owned() })
+fn get_failure<'a>(from: &mut &'a [u8]) -> Result<FailureRef<'a>, Damaged> {
+    Ok(FailureRef { code: from.try_get_u16_le()?, message: get_text(from)? })
 }
 
-fn get_body(from: &mut Bytes, flags: u8) -> Result<Body, Damaged> {
-    let bytes = get_bytes(from)?;
+fn get_body<'a>(from: &mut &'a [u8], flags: u8) -> Result<BodyRef<'a>, Damaged> {
     if flags & HAS_BLOB == 0 {
-        return Ok(Body::Inline(bytes));
+        get_bytes(from).map(BodyRef::Inline)
+    } else {
+        get_text(from).map(BodyRef::Blob)
     }
-    let key = std::str::from_utf8(&bytes).ok().and_then(BlobKey::new);
-    key.map(Body::Blob).ok_or(Damaged)
 }
 
 impl From<bytes::TryGetError> for Damaged {

@@ -84,11 +84,8 @@ impl Stage<'_> {
             // A copy, since the key may be a part of a much larger buffer.
             self.keys.insert(Bytes::copy_from_slice(&key.key), (task.id, key.until, self.row));
         }
-        if self.overlay.tasks.contains_key(&task.id) {
-            return Ok(Answer::Accepted);
-        }
-        let location = Location { row: self.row, offset: self.writer.accept(task) };
-        self.overlay.accept(task.id, task.due_at, location);
+        let (writer, row) = (&mut *self.writer, self.row);
+        self.overlay.accept(task.id, task.due_at, || Location { row, offset: writer.accept(task) });
         Ok(Answer::Accepted)
     }
 
@@ -133,21 +130,22 @@ impl Stage<'_> {
         let most = limit.min(MAX_PAGE);
         let due: Vec<TaskId> =
             self.overlay.due().take_while(|(at, _)| *at <= now).take(most).map(|(_, id)| id).collect();
-        let mut tasks = Vec::new();
-        let mut memory = 0;
+        // All is read before anything changes, so that an error leaves nothing half taken.
+        let (mut found, mut memory) = (Vec::new(), 0);
         for id in due {
             if memory > MAX_PAGE_BYTES {
                 break;
             }
-            let found = self.stored(id)?;
-            let Some(current) = self.current(id)? else { continue };
+            let (stored, current) = (self.stored(id)?, self.current(id)?);
+            memory += stored.as_ref().map_or(0, StoredTask::memory);
+            found.push((id, stored, current));
+        }
+        let mut tasks = Vec::new();
+        for (id, stored, current) in found {
+            let Some(current) = current else { continue };
             self.writer.plain(Kind::Queue, id);
             self.overlay.step(id, &current, self.row, Target { state: TaskState::Queued, attempts: None });
-            if let Some(mut stored) = found {
-                stored.state = TaskState::Queued;
-                memory += stored.memory();
-                tasks.push(stored);
-            }
+            tasks.extend(stored.map(|stored| StoredTask { state: TaskState::Queued, ..stored }));
         }
         let next = self.overlay.due().next().map(|(at, _)| at);
         Ok(Answer::Due { tasks, next })
@@ -159,7 +157,7 @@ impl Stage<'_> {
 
     /// The whole task as of now. All its records must stand in whole rows.
     fn stored(&self, id: TaskId) -> Result<Option<StoredTask>, WriteError> {
-        let view = self.overlay.tasks.get(&id).map(|entry| self.overlay.latest(entry));
+        let view = self.overlay.tasks.get(id).map(|entry| self.overlay.latest(entry));
         let row = match &view {
             Some(view) if view.accepted.is_some() => None,
             _ => tables::select_task(self.connection, id)?,
@@ -173,7 +171,7 @@ impl Stage<'_> {
 
 /// Where a task stands; `None` when it is unknown or dropped.
 fn current(connection: &Connection, overlay: &Overlay, id: TaskId) -> Result<Option<Current>, WriteError> {
-    if let Some(entry) = overlay.tasks.get(&id) {
+    if let Some(entry) = overlay.tasks.get(id) {
         let current = Current { state: entry.state, attempts: entry.attempts, due_at: entry.due_at };
         return Ok((!entry.dropped).then_some(current));
     }
@@ -212,9 +210,7 @@ pub(super) fn replay(
         if let Some(key) = task.idempotency {
             keys.insert(key.key, (id, key.until, row));
         }
-        if !overlay.tasks.contains_key(&id) {
-            overlay.accept(id, task.due_at, location);
-        }
+        overlay.accept(id, task.due_at, || location);
         return Ok(());
     }
     let Some(current) = current(connection, overlay, id)? else { return Ok(()) };
@@ -262,7 +258,7 @@ pub(super) fn take_due_rows(
     let mut taken = Vec::new();
     while let Some(row) = rows.next()? {
         let (id, due_at) = (tables::read_id(row, 0)?, row.get::<_, Option<i64>>(12)?.unwrap_or(now));
-        if overlay.tasks.contains_key(&id) {
+        if overlay.tasks.contains(id) {
             continue;
         }
         if due_at > now || tasks.len() >= most || memory > MAX_PAGE_BYTES {

@@ -5,8 +5,8 @@ use reparto_protocol::ErrorCode;
 use rusqlite::types::Type;
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row, params};
 
-use super::overlay::View;
-use super::record::{self, Damaged};
+use super::overlay::{Entry, Overlay};
+use super::record::{self, AcceptRef, BodyRef, Damaged, FailureRef, FinishRef};
 use crate::storage::task::{
     Backoff, BlobKey, Body, FailedAttempt, Failure, NewTask, StoredTask, TaskId, TaskState,
 };
@@ -153,86 +153,89 @@ impl<'a> RowWriting<'a> {
     }
 
     /// Writes a task that has no row yet, as it is now.
-    pub(super) fn insert(&mut self, stored: &StoredTask) -> rusqlite::Result<()> {
-        let task = &stored.task;
-        let plain = task.due_at.is_none()
+    pub(super) fn insert(
+        &mut self,
+        task: &AcceptRef<'_>,
+        overlay: &Overlay,
+        entry: &Entry,
+    ) -> Result<(), WriteError> {
+        let ended = ended(overlay, entry)?;
+        let failure = failure(overlay, entry, ended.as_ref())?;
+        let result = ended.and_then(|outcome| outcome.result());
+        let keeps_payload = !entry.state.is_ended() || entry.state == TaskState::Dead;
+        let payload = task.payload.inline().filter(|_| keeps_payload);
+        let ended_at = ended.map(|outcome| outcome.at);
+        let is_plain = entry.due_at.is_none()
             && task.deadline_at.is_none()
             && task.backoff == Backoff::default()
-            && stored.failure.is_none();
-        let keeps_payload = !stored.state.is_ended() || stored.state == TaskState::Dead;
-        let payload = inline(&task.payload).filter(|_| keeps_payload);
-        let result = stored.result.as_ref().and_then(inline);
-        let payload_blob = task.payload.blob().map(BlobKey::as_str);
-        let result_blob = stored.result.as_ref().and_then(Body::blob).map(BlobKey::as_str);
-        let action: &str = &task.action;
-        if plain && payload_blob.is_none() && result_blob.is_none() {
+            && failure.is_none()
+            && task.payload.blob().is_none()
+            && result.is_none_or(|result| result.blob().is_none());
+        if is_plain {
             self.insert_plain.execute(params![
                 task.id.0,
-                action,
-                stored.state as u8,
+                task.action,
+                entry.state as u8,
                 task.priority,
                 task.max_attempts,
-                stored.attempts,
+                entry.attempts,
                 task.created_at,
-                stored.ended_at,
+                ended_at,
                 payload,
-                result,
+                result.and_then(BodyRef::inline),
             ])?;
             return Ok(());
         }
         self.insert_full.execute(params![
             task.id.0,
-            action,
-            stored.state as u8,
+            task.action,
+            entry.state as u8,
             task.priority,
             task.max_attempts,
-            stored.attempts,
+            entry.attempts,
             task.created_at,
-            stored.ended_at,
+            ended_at,
             payload,
-            result,
-            stored.failure.as_ref().map(|failure| failure.code.number()),
-            stored.failure.as_ref().map(|failure| failure.message.as_str()),
-            task.due_at,
+            result.and_then(BodyRef::inline),
+            failure.map(|failure| failure.code),
+            failure.map(|failure| failure.message),
+            entry.due_at,
             task.deadline_at,
             task.backoff.first_ms,
             task.backoff.most_ms,
-            payload_blob,
-            result_blob,
+            task.payload.blob(),
+            result.and_then(BodyRef::blob),
         ])?;
         Ok(())
     }
 
     /// Brings a task's row up to what the journal says.
-    pub(super) fn update(&mut self, id: TaskId, view: &View) -> Result<(), WriteError> {
-        if view.dropped {
+    pub(super) fn update(&mut self, id: TaskId, overlay: &Overlay, entry: &Entry) -> Result<(), WriteError> {
+        if entry.dropped {
             self.delete.execute([id.0])?;
             self.delete_attempts.execute([id.0])?;
             return Ok(());
         }
-        if let Some((row, offset)) = view.ended.as_ref().filter(|_| view.state.is_ended()) {
-            let outcome = record::read_finish(row, *offset)?;
-            let result = Some(&outcome.result).filter(|_| outcome.state == TaskState::Done);
+        if !entry.state.is_ended() {
+            self.update_open.execute(params![id.0, entry.state as u8, entry.attempts, entry.due_at])?;
+            if let Some(failure) = failure(overlay, entry, None)? {
+                self.update_failed.execute(params![id.0, failure.code, failure.message])?;
+            }
+            return Ok(());
+        }
+        // Without its outcome's record its row says already how it ended.
+        if let Some(outcome) = ended(overlay, entry)? {
+            let result = outcome.result();
             self.update_ended.execute(params![
                 id.0,
-                view.state as u8,
-                view.attempts,
+                entry.state as u8,
+                entry.attempts,
                 outcome.at,
-                result.and_then(inline),
-                result.and_then(Body::blob).map(BlobKey::as_str),
-                outcome.failure.as_ref().map(|failure| failure.code.number()),
-                outcome.failure.as_ref().map(|failure| failure.message.as_str()),
+                result.and_then(BodyRef::inline),
+                result.and_then(BodyRef::blob),
+                outcome.failure.map(|failure| failure.code),
+                outcome.failure.map(|failure| failure.message),
             ])?;
-            return Ok(());
-        }
-        if view.state.is_ended() {
-            // It ended in a record before these, and its row says so already.
-            return Ok(());
-        }
-        self.update_open.execute(params![id.0, view.state as u8, view.attempts, view.due_at])?;
-        if let Some((row, offset)) = &view.failed {
-            let failure = record::read_retry(row, *offset)?.0.failure;
-            self.update_failed.execute(params![id.0, failure.code.number(), failure.message])?;
         }
         Ok(())
     }
@@ -257,9 +260,20 @@ impl<'a> RowWriting<'a> {
     }
 }
 
-fn inline(body: &Body) -> Option<&[u8]> {
-    match body {
-        Body::Inline(bytes) => Some(bytes),
-        Body::Blob(_) => None,
+/// How a task that has ended did so, if the journal says it.
+fn ended<'a>(overlay: &'a Overlay, entry: &Entry) -> Result<Option<FinishRef<'a>>, Damaged> {
+    let record = overlay.record_at(entry.ended).filter(|_| entry.state.is_ended());
+    record.map(|(row, offset)| FinishRef::read(row, offset)).transpose()
+}
+
+/// Why a task, or its last attempt, failed, if the journal says it.
+fn failure<'a>(
+    overlay: &'a Overlay,
+    entry: &Entry,
+    ended: Option<&FinishRef<'a>>,
+) -> Result<Option<FailureRef<'a>>, Damaged> {
+    if let Some(outcome) = ended {
+        return Ok(outcome.failure);
     }
+    overlay.record_at(entry.failed).map(|(row, offset)| record::read_retry_failure(row, offset)).transpose()
 }
