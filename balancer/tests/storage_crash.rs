@@ -186,7 +186,7 @@ enum Waiting {
 fn child(folder: &Path, durability: Durability, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     // Half of the children write behind within nearly every commit.
-    let lag = if random.bool() { 100 } else { 131_072 };
+    let lag = if random.bool() { 100 } else { 500_000 };
     let store = SqliteStore::open(&folder.join("data"), durability).expect("the store opens").with_lag(lag);
     let blobs = FileBlobs::open(&folder.join("blobs")).expect("the blob store opens");
     let mut open: Vec<TaskId> = Vec::new();

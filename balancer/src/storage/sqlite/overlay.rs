@@ -228,6 +228,8 @@ struct Row {
     bytes: Bytes,
     /// Its records.
     count: usize,
+    /// The task of the last one.
+    last: Option<TaskId>,
     since: Instant,
 }
 
@@ -255,15 +257,22 @@ impl Overlay {
         self.bytes
     }
 
-    pub(super) fn push_row(&mut self, number: i64, bytes: Bytes, count: usize) {
+    pub(super) fn push_row(&mut self, number: i64, bytes: Bytes, count: usize, last: Option<TaskId>) {
         self.bytes += bytes.len();
         self.records += count;
-        self.rows.push_back(Row { number, bytes, count, since: Instant::now() });
+        self.rows.push_back(Row { number, bytes, count, last, since: Instant::now() });
     }
 
     /// The row at this place of the queue: its number, its bytes, its records, and since when it is there.
     pub(super) fn row(&self, place: usize) -> Option<(i64, &Bytes, usize, Instant)> {
         self.rows.get(place).map(|row| (row.number, &row.bytes, row.count, row.since))
+    }
+
+    /// Whether the task of the last record in the row at this place has ended. As tasks end in about the order in
+    /// which they came, those before it mostly have, too.
+    pub(super) fn has_ended(&self, place: usize) -> bool {
+        let last = self.rows.get(place).and_then(|row| row.last);
+        last.and_then(|id| self.tasks.get(id)).is_none_or(|entry| entry.state.is_ended())
     }
 
     /// The row with this number, and how many records it has.

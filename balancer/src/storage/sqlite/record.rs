@@ -50,15 +50,21 @@ pub(super) struct Damaged;
 pub(super) struct RowWriter {
     bytes: Vec<u8>,
     count: usize,
+    last: Option<TaskId>,
 }
 
 impl RowWriter {
     pub(super) fn new() -> Self {
-        RowWriter { bytes: vec![FORMAT], count: 0 }
+        RowWriter { bytes: vec![FORMAT], count: 0, last: None }
     }
 
     pub(super) fn count(&self) -> usize {
         self.count
+    }
+
+    /// The task of the last record.
+    pub(super) fn last(&self) -> Option<TaskId> {
+        self.last
     }
 
     pub(super) fn into_bytes(self) -> Bytes {
@@ -75,6 +81,7 @@ impl RowWriter {
         let len = (self.bytes.len() - start - HEAD) as u32;
         self.bytes[start + 1..start + 5].copy_from_slice(&len.to_le_bytes());
         self.count += 1;
+        self.last = Some(id);
         start as u32
     }
 
