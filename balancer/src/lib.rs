@@ -1,10 +1,11 @@
 //! Reparto's balancer: it takes tasks from clients and gives each to the worker best placed to run it.
 //!
-//! Three rooms, each with one duty:
+//! Four rooms, each with one duty:
 //!
 //! - [`scheduler`] decides who runs what, when. No sockets, no clock, no threads.
 //! - [`dialect`] turns bytes into the scheduler's events, and its effects into bytes. No sockets either.
 //! - [`reactor`] moves the bytes: one mio loop over every connection. It decides nothing about tasks.
+//! - [`storage`] keeps background tasks and their results, on threads of its own.
 //!
 //! ```
 //! use reparto_balancer::{Balancer, Settings};
@@ -21,5 +22,6 @@
 pub mod dialect;
 pub mod reactor;
 pub mod scheduler;
+pub mod storage;
 
 pub use reactor::{Balancer, BalancerError, Handle, Settings};

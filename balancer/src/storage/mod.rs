@@ -1,0 +1,32 @@
+//! Durable tasks and results: what a background task is handed to before its client is told ACCEPTED.
+//!
+//! - [`Store`] takes operations and makes them durable in one transaction; [`StoreReader`] answers questions.
+//! - [`SqliteStore`] is the embedded one, in the data folder.
+//! - [`BlobStore`] keeps what is too large for a row; [`FileBlobs`] in a folder.
+//! - [`Storage`] drives them on threads of their own, so that its caller never waits for a disk.
+//!
+//! Nothing here knows the scheduler or a connection.
+
+mod blob;
+#[cfg(test)]
+mod conformance;
+mod durability;
+mod folder;
+mod sqlite;
+mod store;
+mod task;
+mod threads;
+
+pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, SweepError, sweep};
+pub use durability::{Durability, NotADurability};
+pub use folder::DataFolder;
+pub use sqlite::{DATABASE_FILE, SqliteCounts, SqliteStore};
+pub use store::{
+    Answer, Filter, MAX_INLINE_LEN, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError, StoreReader,
+};
+pub use task::{
+    Backoff, BlobKey, BlobKind, Body, FailedAttempt, Failure, IdempotencyKey, MAX_ACTION_LEN,
+    MAX_BLOB_KEY_LEN, MAX_ERROR_LEN, MAX_KEY_LEN, NewTask, NotATaskId, Outcome, StoredTask, TaskId, TaskIds,
+    TaskState,
+};
+pub use threads::{Completion, Query, Reply, Request, Storage, StorageSettings, StorageStatus, SubmitError};
