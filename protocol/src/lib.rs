@@ -36,6 +36,7 @@ mod field;
 mod frame;
 pub mod limits;
 mod message;
+mod usual;
 
 pub use error::{ErrorCode, FrameError};
 pub use field::{FIELD_HEADER_BYTES, FIRST_CRITICAL_TAG, Field, Fields, Tag, cut};
@@ -45,3 +46,4 @@ pub use message::{
     Ping, Pong, Progress, Register, Role, Status, StatusReport, Task, TaskDone, TaskOptions, TaskResult,
     Welcome,
 };
+pub use usual::{UsualResult, UsualTask};

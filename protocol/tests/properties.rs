@@ -5,7 +5,10 @@ mod common;
 use bytes::BytesMut;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use reparto_protocol::{ErrorCode, Fields, Frame, FrameError, FrameStream, FrameType, Message, limits};
+use reparto_protocol::{
+    ErrorCode, Fields, Frame, FrameError, FrameStream, FrameType, Message, Outcome, Task, TaskOptions,
+    TaskResult, UsualResult, UsualTask, limits,
+};
 use serde_json::{Value, json};
 
 const LIMIT: u32 = limits::DEFAULT_MAX_FRAME_BYTES;
@@ -292,5 +295,58 @@ fn a_stream_holds_what_came_and_not_what_was_announced() {
         assert_eq!(stream.next_frame(), Ok(None));
         let held = stream.buffer_mut().capacity();
         assert!(held <= 2 * came + 64, "{held} bytes held for {came} that came");
+    }
+}
+
+/// A frame of either usual kind, with some of its bytes changed and its end cut off.
+fn nearly_usual() -> impl Strategy<Value = Vec<u8>> {
+    let frame = (any::<bool>(), 0..4u64, text(1, 255), vec(any::<u8>(), 0..100)).prop_map(
+        |(is_task, id, action, payload)| {
+            let mut wire = BytesMut::new();
+            if is_task {
+                let task = Task { id, action: &action, options: TaskOptions::default(), payload: &payload };
+                Message::Task(task).encode(&mut wire);
+            } else {
+                let (outcome, message) = (Outcome::Done, "");
+                let result = TaskResult { id, outcome, message, service_ns: None, payload: &payload };
+                Message::TaskResult(result).encode(&mut wire);
+            }
+            wire.to_vec()
+        },
+    );
+    (frame, vec((0..40usize, any::<u8>()), 0..3), 0..4usize).prop_map(|(mut bytes, changes, cut)| {
+        for (at, byte) in changes {
+            if let Some(there) = bytes.get_mut(at) {
+                *there = byte;
+            }
+        }
+        bytes.truncate(bytes.len() - cut.min(bytes.len()));
+        bytes
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_short_way_takes_only_what_the_long_way_takes_and_understands_it_alike(
+        bytes in nearly_usual(), limit in 16..400u32,
+    ) {
+        let whole = Frame::parse(&bytes, limit);
+        let message = whole.as_ref().ok().copied().flatten().map(|(frame, length)| (Message::decode(&frame), length));
+        if let Some((task, length)) = UsualTask::parse(&bytes, limit) {
+            let (id, action, payload) = (task.id, task.action, task.payload);
+            let same = Message::Task(Task { id, action, options: TaskOptions::default(), payload });
+            prop_assert_eq!(&message, &Some((Ok(same), length)));
+        } else if let Some((Ok(Message::Task(task)), _)) = &message {
+            let frame = whole.expect("it was decoded").expect("it was decoded").0;
+            let usual = task.options == TaskOptions::default()
+                && frame.flags == 0
+                && frame.fields.len() == 3 + task.action.len();
+            prop_assert!(!usual, "a usual task is not taken");
+        }
+        if let Some((result, length)) = UsualResult::parse(&bytes, limit) {
+            let (id, outcome, payload) = (result.id, Outcome::Done, result.payload);
+            let same = Message::TaskResult(TaskResult { id, outcome, message: "", service_ns: None, payload });
+            prop_assert_eq!(&message, &Some((Ok(same), length)));
+        }
     }
 }

@@ -19,8 +19,8 @@ impl<'a> Message<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Message<'a>, FrameError> {
         let id = frame.id;
         Ok(match frame.kind {
-            FrameType::Task => Message::Task(Task::decode(frame)?),
-            FrameType::TaskResult => Message::TaskResult(TaskResult::decode(frame)?),
+            FrameType::Task => Message::Task(decode_task(frame)?),
+            FrameType::TaskResult => Message::TaskResult(decode_task_result(frame)?),
             FrameType::AssignTask => Message::AssignTask(decode_assign_task(frame)?),
             FrameType::Result => {
                 only_skippable(frame)?;
@@ -230,51 +230,6 @@ fn decode_register<'a>(frame: &Frame<'a>) -> Result<Register<'a>, FrameError> {
         actions: Actions::decode(frame.payload)?,
     })
 }
-
-impl<'a> Task<'a> {
-    /// Understands a TASK, as [`Message::decode`] does, for a reader that knows already what it has before it.
-    /// The commonest form, an action and nothing else, takes a shorter way.
-    ///
-    /// # Errors
-    /// As [`Message::decode`].
-    #[inline]
-    pub fn decode(frame: &Frame<'a>) -> Result<Task<'a>, FrameError> {
-        if let [TAG_ACTION, high, low, name @ ..] = frame.fields
-            && usize::from(u16::from_be_bytes([*high, *low])) == name.len()
-        {
-            let action = action_of(Field { tag: Tag::Action, value: name })?;
-            let background = frame.flags & FLAG_BACKGROUND != 0;
-            let options = TaskOptions { background, ..TaskOptions::default() };
-            return Ok(Task { id: needed_id(frame)?, action, options, payload: frame.payload });
-        }
-        decode_task(frame)
-    }
-}
-
-impl<'a> TaskResult<'a> {
-    /// Understands a TASK_RESULT, as [`Message::decode`] does, for a reader that knows already what it has before
-    /// it.
-    ///
-    /// # Errors
-    /// As [`Message::decode`].
-    #[inline]
-    pub fn decode(frame: &Frame<'a>) -> Result<TaskResult<'a>, FrameError> {
-        if frame.fields.is_empty() && frame.flags & OUTCOME_MASK == 0 {
-            let (outcome, message) = (Outcome::Done, "");
-            return Ok(TaskResult {
-                id: frame.id,
-                outcome,
-                message,
-                service_ns: None,
-                payload: frame.payload,
-            });
-        }
-        decode_task_result(frame)
-    }
-}
-
-/// The first byte of an ACTION field.
-const TAG_ACTION: u8 = Tag::Action as u8;
 
 fn decode_task<'a>(frame: &Frame<'a>) -> Result<Task<'a>, FrameError> {
     let mut action = None;

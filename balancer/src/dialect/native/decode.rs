@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{
     ErrorCode, Frame, FrameError, FrameType, HEADER_BYTES, Hello, Message, Outcome, Register, Role, Task,
-    TaskResult, frame_length, limits,
+    TaskResult, UsualResult, UsualTask, frame_length, limits,
 };
 
 use super::{Session, State};
@@ -41,18 +41,47 @@ impl Session {
         chunk: &'a Bytes,
         from: &mut usize,
     ) -> Result<Step<'a>, Refusal> {
+        let (rest, limit) = (&chunk[*from..], self.frame_limit(context));
+        match self.state {
+            State::Client => {
+                if let Some((task, length)) = UsualTask::parse(rest, limit) {
+                    *from += length;
+                    let task = Submission::new(task.id, task.action, Payload::within(chunk, task.payload));
+                    return Ok(Step::Event(Event::Submit { peer, task }));
+                }
+            }
+            State::Worker => {
+                if let Some((result, length)) = UsualResult::parse(rest, limit) {
+                    *from += length;
+                    return Ok(Step::Event(Event::Finished {
+                        peer,
+                        assignment: AssignmentId(result.id),
+                        finish: Finish::Done,
+                        service_ns: None,
+                        payload: Payload::within(chunk, result.payload),
+                    }));
+                }
+            }
+            State::New | State::Unregistered => {}
+        }
+        self.decode_any(context, peer, chunk, from)
+    }
+
+    /// Takes any frame.
+    #[inline(never)]
+    fn decode_any<'a>(
+        &mut self,
+        context: &Context,
+        peer: Peer,
+        chunk: &'a Bytes,
+        from: &mut usize,
+    ) -> Result<Step<'a>, Refusal> {
         let Some((frame, length)) = Frame::parse(&chunk[*from..], self.frame_limit(context))? else {
             return Ok(Step::Incomplete);
         };
         *from += length;
-        match (self.state, frame.kind) {
-            (State::Client, FrameType::Task) => Ok(submit(peer, chunk, &Task::decode(&frame)?)),
-            (State::Worker, FrameType::TaskResult) => Ok(finished(peer, chunk, &TaskResult::decode(&frame)?)),
-            (_, kind) => {
-                self.admit(kind)?;
-                self.take(context, peer, chunk, Message::decode(&frame)?)
-            }
-        }
+        self.admit(frame.kind)?;
+        self.take(context, peer, chunk, Message::decode(&frame)?)
     }
 
     /// Before HELLO a peer is a stranger, and HELLO is small.
@@ -65,7 +94,6 @@ impl Session {
     }
 
     /// Whether a frame of this type may come now.
-    #[inline]
     fn admit(&self, kind: FrameType) -> Result<(), FrameError> {
         use FrameType::{
             Cancel, Drain, Fetch, Hello, Ping, Pong, Progress, Register, Status, Task, TaskResult,
@@ -84,7 +112,6 @@ impl Session {
         Err(FrameError::Unexpected { frame: kind, when })
     }
 
-    #[inline]
     fn take<'a>(
         &mut self,
         context: &Context,
@@ -149,7 +176,6 @@ impl Session {
     }
 }
 
-#[inline]
 fn submit<'a>(peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
     let options = &task.options;
     if options.background {
@@ -170,7 +196,6 @@ fn submit<'a>(peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
     })
 }
 
-#[inline]
 fn finished<'a>(peer: Peer, chunk: &'a Bytes, result: &TaskResult<'a>) -> Step<'a> {
     let finish = match result.outcome {
         Outcome::Done => Finish::Done,
