@@ -11,7 +11,8 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{answer, assign, encode, refuse};
+pub use encode::{answer, assign, encode, refuse, report};
+pub use status::report as status_report;
 
 use super::Listener;
 
