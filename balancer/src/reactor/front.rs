@@ -12,7 +12,7 @@ use super::BalancerError;
 use super::decider::Decider;
 use super::exchange::{Batch, Bell, EffectBatch, EventBatch, Inbox, Numbering, Outbox, Sent, Told};
 use super::net::Net;
-use crate::scheduler::{Effects, Event, Peer};
+use crate::scheduler::{Effect, Effects, Event, Peer};
 
 /// The ways to and from the first reactor.
 #[derive(Debug)]
@@ -44,6 +44,14 @@ impl Front {
         for at in 0..batch.size().0 {
             match batch.get(at) {
                 Some(Told::Assign(peer, assignment, details)) => net.assign(peer, assignment, details),
+                Some(Told::Effect(effect @ Effect::Close { peer, .. })) => {
+                    // Its last word, unless that is said already or will be said in another way.
+                    let last = net.connections.get_mut(peer).is_some_and(|connection| connection.open());
+                    net.push(effect);
+                    if last {
+                        self.outbox.batch.push(&Event::Gone { peer: self.numbering.outside(peer) });
+                    }
+                }
                 Some(Told::Effect(effect)) => net.push(effect),
                 Some(Told::Report(peer, id, report)) => net.report_has_come(peer, id, &report),
                 None => {}

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::decider::Decider;
-use super::exchange::{Batch, Bell, EffectBatch, EventBatch, Inbox, Numbering, Outbox, Said, Sent, peer_mut};
+use super::exchange::{
+    Batch, Bell, EffectBatch, EventBatch, Farewells, Inbox, Numbering, Outbox, Said, Sent, peer_mut,
+};
 use super::net::Net;
 use super::totals::Totals;
 use super::{BalancerError, Handle};
@@ -29,6 +31,7 @@ pub(super) struct Hub {
     /// To the fronts, in the order of their numbers, which begin at 1.
     outboxes: Vec<Outbox<EffectBatch>>,
     inboxes: Vec<Inbox<EventBatch>>,
+    farewells: Farewells,
     /// A batch that could not be taken in to its end: from whom, and what of it is next.
     half_taken: Option<(usize, EventBatch, usize)>,
     /// From whom batches are taken first in this turn.
@@ -41,6 +44,7 @@ pub(super) struct Hub {
 struct Routed<'a> {
     net: &'a mut Net,
     outboxes: &'a mut [Outbox<EffectBatch>],
+    farewells: &'a mut Farewells,
     numbering: Numbering,
 }
 
@@ -55,20 +59,17 @@ impl Routed<'_> {
 impl<'a> Effects<'a> for Routed<'_> {
     #[inline]
     fn push(&mut self, mut effect: Effect<'a>) {
-        let number = match peer_mut(&mut effect) {
-            Some(peer) => {
-                let (number, inside) = self.numbering.inside(*peer);
-                *peer = inside;
-                number
-            }
-            None => 0,
-        };
-        match self.batch_for(number) {
-            None => self.net.push(effect),
-            Some(batch) => {
-                batch.push(effect);
-                self.net.effects += 1;
-            }
+        let Some(peer) = peer_mut(&mut effect) else { return self.net.push(effect) };
+        let outside = *peer;
+        let (number, inside) = self.numbering.inside(outside);
+        *peer = inside;
+        if number == 0 {
+            return self.net.push(effect);
+        }
+        self.farewells.told(outside, &effect);
+        self.net.effects += 1;
+        if let Some(batch) = self.batch_for(number) {
+            batch.push(effect);
         }
     }
 
@@ -106,6 +107,7 @@ impl Hub {
             bell: Arc::clone(bell),
             outboxes: Vec::new(),
             inboxes: Vec::new(),
+            farewells: Farewells::default(),
             half_taken: None,
             first_served: 0,
             over: false,
@@ -124,6 +126,7 @@ impl Hub {
             && let Some(said) = batch.get(at)
         {
             match said {
+                Said::Event(event) if self.farewells.drops(&event) => {}
                 Said::Event(event) => self.handle(net, event),
                 Said::Status { peer, id, offset, limit } => {
                     let report =
@@ -175,7 +178,12 @@ impl Decider for Hub {
     #[inline(always)]
     fn handle(&mut self, net: &mut Net, event: Event<'_>) {
         let now = net.now;
-        let mut routed = Routed { net, outboxes: &mut self.outboxes, numbering: self.numbering };
+        let mut routed = Routed {
+            net,
+            outboxes: &mut self.outboxes,
+            farewells: &mut self.farewells,
+            numbering: self.numbering,
+        };
         self.scheduler.handle(now, event, &mut routed);
     }
 
@@ -195,7 +203,12 @@ impl Decider for Hub {
 
     fn tick(&mut self, net: &mut Net) {
         let now = net.now;
-        let mut routed = Routed { net, outboxes: &mut self.outboxes, numbering: self.numbering };
+        let mut routed = Routed {
+            net,
+            outboxes: &mut self.outboxes,
+            farewells: &mut self.farewells,
+            numbering: self.numbering,
+        };
         self.scheduler.tick(now, &mut routed);
     }
 

@@ -121,6 +121,22 @@ enum FinishRow {
     NotRun,
 }
 
+/// Whom an event is from; `None` for the one that is from nobody.
+pub(super) fn peer_of(event: &Event<'_>) -> Option<Peer> {
+    match *event {
+        Event::ClientJoined { peer }
+        | Event::Submit { peer, .. }
+        | Event::Cancel { peer, .. }
+        | Event::Register { peer, .. }
+        | Event::Drain { peer, .. }
+        | Event::Finished { peer, .. }
+        | Event::Progress { peer, .. }
+        | Event::Heard { peer }
+        | Event::Gone { peer } => Some(peer),
+        Event::Shutdown { .. } => None,
+    }
+}
+
 impl EventBatch {
     /// Adds an event.
     #[inline]

@@ -17,6 +17,7 @@
 
 mod effects;
 mod events;
+mod farewells;
 mod mailbox;
 mod parts;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod tests;
 
 pub(crate) use effects::{EffectBatch, Told, peer_mut};
 pub(crate) use events::{EventBatch, Said};
+pub(crate) use farewells::Farewells;
 pub(crate) use mailbox::{Bell, Inbox, Outbox, Sent, mailbox};
 
 use crate::scheduler::Peer;
