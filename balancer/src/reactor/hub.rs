@@ -291,3 +291,97 @@ impl Decider for Hub {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use mio::{Poll, Waker};
+
+    use super::*;
+    use crate::reactor::exchange::{Told, mailbox};
+    use crate::reactor::{Settings, turn};
+    use crate::scheduler::{Config, Payload, Submission, UnknownAction};
+
+    /// A hub and its connections, of which it has none, and the other ends of the ways to its only front.
+    fn hub_and_front() -> (Hub, Net, Outbox<EventBatch>, Inbox<EffectBatch>) {
+        let poll = Poll::new().expect("an event queue");
+        let waker = Arc::new(Waker::new(poll.registry(), turn::WAKER).expect("a waker"));
+        let bell = |waker| Arc::new(Bell::new(waker));
+        let bells = [bell(Some(Arc::clone(&waker))), bell(None)];
+        let handle = Handle { waker, shutdown: Arc::new(AtomicBool::new(false)) };
+        let scheduler = Scheduler::new(Config { unknown_action: UnknownAction::Reject, ..Config::default() });
+        let totals = Arc::new(Totals::new(&bells));
+        let mut hub = Hub::new(scheduler, handle, Numbering::new(0, 2), &totals, &bells[0]);
+        let (events_out, events_in) = mailbox(&bells[1], &bells[0]);
+        let (effects_out, effects_in) = mailbox(&bells[0], &bells[1]);
+        hub.connect(effects_out, events_in);
+        let net = Net::new(poll, [([127, 0, 0, 1], 1).into(); 2], Settings::default(), None);
+        (hub, net, events_out, effects_in)
+    }
+
+    #[test]
+    fn a_front_that_takes_nothing_stops_the_first_from_taking_in_and_nothing_is_lost_by_it() {
+        let (mut hub, mut net, mut to_hub, from_hub) = hub_and_front();
+        let client = Numbering::new(1, 2).outside(Peer { index: 0, generation: 1 });
+        to_hub.batch.push(&Event::ClientJoined { peer: client });
+        // Nobody offers the action, so each is answered at once.
+        let mut submitted = 0;
+        let mut submit = |to_hub: &mut Outbox<EventBatch>, most: u64| {
+            while submitted < most && !to_hub.is_full() {
+                submitted += 1;
+                let task = Submission::new(submitted, "nobody's", Payload::EMPTY);
+                to_hub.batch.push(&Event::Submit { peer: client, task });
+            }
+            submitted
+        };
+        let all = 500_000;
+        let mut stuck = 0;
+        for _ in 0..1000 {
+            let before = stuck;
+            stuck = submit(&mut to_hub, all);
+            let sent = to_hub.post();
+            hub.receive(&mut net).expect("the front is there");
+            hub.send().expect("the front is there");
+            if sent == Sent::Full && stuck == before {
+                break;
+            }
+        }
+        assert!(hub.is_full() && to_hub.is_full() && stuck < all, "{stuck} were taken by those who are full");
+        let waiting = hub.outboxes[0].batch.size().0;
+        assert!(waiting <= 8192, "{waiting} effects wait beyond the mailbox");
+        assert_eq!(hub.next_timer(), None, "what is due waits, too");
+
+        let mut answered = 0;
+        for _ in 0..10_000 {
+            submit(&mut to_hub, all);
+            to_hub.post();
+            hub.receive(&mut net).expect("the front is there");
+            hub.send().expect("the front is there");
+            while let Ok(Some(batch)) = from_hub.take() {
+                for at in 0..batch.size().0 {
+                    let Some(Told::Effect(Effect::Fail { peer, id, .. })) = batch.get(at) else {
+                        panic!("{:?} came", batch.get(at))
+                    };
+                    answered += 1;
+                    assert_eq!((peer.index, id), (0, answered), "each once, in its order");
+                }
+                from_hub.give_back(batch);
+            }
+        }
+        assert_eq!(answered, all);
+    }
+
+    #[test]
+    fn a_front_that_has_ended_is_named_whichever_way_it_is_found_out() {
+        let (mut hub, mut net, to_hub, from_hub) = hub_and_front();
+        drop(to_hub);
+        let error = hub.receive(&mut net).expect_err("nothing comes from it any more");
+        assert_eq!(error.to_string(), "reactor 2 has failed: it has ended before its time");
+        drop(from_hub);
+        hub.outboxes[0].batch.stopping = true;
+        assert!(hub.send().is_err());
+        hub.stopped();
+        assert!(hub.receive(&mut net).is_ok() && hub.send().is_ok(), "it may go once all is over");
+    }
+}

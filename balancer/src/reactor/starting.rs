@@ -134,3 +134,48 @@ fn reason(panic: &(dyn Any + Send)) -> String {
     let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("it panicked: {}", said.unwrap_or("without a word"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn several(reactors: usize) -> (Reactor<Hub>, Vec<Reactor<Front>>) {
+        let any_port = ([127, 0, 0, 1], 0).into();
+        let settings = Settings { clients: any_port, workers: any_port, reactors, ..Settings::default() };
+        match bind(settings).expect("free ports").reactors {
+            Reactors::Several(first, fronts) => (*first, fronts),
+            Reactors::One(_) => panic!("{reactors} reactors are several"),
+        }
+    }
+
+    #[test]
+    fn a_reactor_that_ends_before_its_time_takes_the_balancer_down_and_is_named() {
+        let (first, mut fronts) = several(4);
+        fronts.remove(1);
+        let error = run_several(first, fronts).expect_err("one is missing");
+        assert_eq!(error.to_string(), "reactor 3 has failed: it has ended before its time");
+    }
+
+    #[test]
+    fn without_the_first_the_others_end() {
+        let (first, fronts) = several(3);
+        let threads: Vec<_> =
+            fronts.into_iter().map(|front| std::thread::spawn(move || front.run())).collect();
+        drop(first);
+        for thread in threads {
+            let ended = thread.join().expect("it does not panic");
+            assert!(matches!(ended, Err(BalancerError::Reactor { number: 1, .. })), "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_panic_said_is_told() {
+        for (panic, said) in [
+            (Box::new("a text") as Box<dyn Any + Send>, "it panicked: a text"),
+            (Box::new("a string".to_owned()), "it panicked: a string"),
+            (Box::new(7), "it panicked: without a word"),
+        ] {
+            assert_eq!(reason(&*panic), said);
+        }
+    }
+}
