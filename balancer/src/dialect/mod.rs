@@ -151,7 +151,7 @@ impl Session {
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
-    #[inline]
+    #[inline(always)]
     pub fn decode<'a>(
         &mut self,
         context: &Context,

@@ -80,7 +80,7 @@ impl Net {
 
 impl<D: Decider> Reactor<D> {
     /// Hands an event on, to whoever decides what is to be done about it.
-    #[inline(always)]
+    #[inline]
     pub(super) fn handle(&mut self, event: Event<'_>) {
         self.decider.handle(&mut self.net, event);
     }

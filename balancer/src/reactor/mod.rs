@@ -1,4 +1,5 @@
-//! The reactor: one mio event loop over every connection, around one scheduler.
+//! The reactor: a mio event loop over every connection, around one scheduler; or several loops that share the
+//! connections, around one scheduler all the same.
 //!
 //! A turn of the loop, which every connection that has something to say goes through at most once:
 //!
@@ -35,7 +36,14 @@
 //!
 //! `net` holds the connections; `listener` accepts, `reading` reads and decodes, `effects` carries out what the
 //! scheduler wants, `writing` flushes and closes, and `turn` puts them in order. The `Reactor` of `turn` is a `Net`
-//! and the scheduler: an event goes to the scheduler, which gives its effects to the net as they come.
+//! and a `decider`: an event goes to the decider, which gives its effects to the net as they come.
+//!
+//! # Several reactors
+//!
+//! The decider of the only reactor is the scheduler. Of several, the first's is a `hub` around the scheduler, and
+//! each other one's is a `front`, a mailbox on the way to it. What they hand each other is in `exchange`, the bounds
+//! that hold over all of them in `totals`, and `starting` puts them together and runs their threads. No reactor ever
+//! waits for another: where a mailbox is full, whoever would fill it takes nothing more in.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -141,7 +141,7 @@ impl Net {
 
     /// Has `write` append to a connection's output, if it is open, and holds the output to its bounds. Says whether
     /// it was.
-    #[inline]
+    #[inline(always)]
     pub(super) fn append(&mut self, peer: Peer, write: impl FnOnce(&mut Connection)) -> bool {
         let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
             return false;

@@ -25,11 +25,11 @@ pub struct Served {
     thread: Option<JoinHandle<Result<(), BalancerError>>>,
 }
 
-/// With how many reactors: what the other files test with one, two_reactors.rs and four_reactors.rs test once more.
+/// With how many reactors: what the other files test with one, those that have a number in their name test once more.
 pub fn reactors() -> usize {
     match env!("CARGO_CRATE_NAME") {
         "two_reactors" => 2,
-        "four_reactors" => 4,
+        "four_reactors" | "four_reactors_memory" => 4,
         _ => 1,
     }
 }
