@@ -189,7 +189,11 @@ impl<D: Decider> Reactor<D> {
 
     /// Closes connections until unfinished frames hold no more than they may.
     pub(super) fn hold_input_to_its_bound(&mut self) {
-        while self.net.has_too_much_input() && self.close_largest_input() {}
+        if self.net.has_too_much_input() {
+            // Others may hold less by now.
+            self.net.share_totals();
+            while self.net.has_too_much_input() && self.close_largest_input() {}
+        }
     }
 
     /// Closes the connection that holds the most of the memory for unfinished frames, of equals the one whose
@@ -200,6 +204,7 @@ impl<D: Decider> Reactor<D> {
             .net
             .connections
             .iter_mut()
+            .filter(|(_, connection)| connection.open())
             .map(|(peer, connection)| {
                 (connection.input_counted, std::cmp::Reverse(connection.frame_began), peer)
             })

@@ -97,7 +97,7 @@ impl<D: Decider> Reactor<D> {
         let (mut bytes, mut turns) = (0, self.net.ready.len());
         while bytes < TURN_BYTES && turns > 0 {
             if self.decider.is_full() {
-                self.decider.send()?;
+                self.send()?;
                 if self.decider.is_full() {
                     break;
                 }
@@ -113,11 +113,17 @@ impl<D: Decider> Reactor<D> {
         }
         self.settle();
         // The others go on while we write.
-        self.decider.send()?;
+        self.send()?;
         self.flush();
         self.go_on_stopping();
-        self.net.share_totals();
         self.hold_input_to_its_bound();
+        self.send()
+    }
+
+    /// Sends other reactors what is for them, and before it what this one holds: whoever acts on the one knows the
+    /// other. Says whether all of it went.
+    fn send(&mut self) -> Result<bool, BalancerError> {
+        self.net.share_totals();
         self.decider.send()
     }
 
