@@ -25,6 +25,9 @@ const INTERRUPTED: i32 = 130;
 /// Files that the balancer needs open beside its connections.
 const OTHER_FILES: u64 = 32;
 
+/// Files that each reactor after the first needs open.
+const REACTOR_FILES: u64 = 4;
+
 /// Takes tasks from clients and gives each to the worker best placed to run it.
 ///
 /// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`. SIGTERM or SIGINT stops
@@ -51,6 +54,11 @@ pub(crate) struct Args {
     /// Where workers connect; port 0 picks a free one [default: 127.0.0.1:8889]
     #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_WORKERS")]
     workers: Option<String>,
+
+    /// Event loops that connections are spread over, each on a thread of its own; the first has the scheduler, too
+    /// [default: 1]
+    #[arg(long, value_name = "N", env = "REPARTO_BALANCER_REACTORS")]
+    reactors: Option<usize>,
 
     /// How a worker is chosen for a task [default: least_loaded]
     #[arg(long, value_enum, env = "REPARTO_BALANCER_POLICY")]
@@ -129,6 +137,7 @@ enum UnknownActionName {
 struct File {
     clients: Option<String>,
     workers: Option<String>,
+    reactors: Option<usize>,
     policy: Option<PolicyName>,
     unknown_action: Option<UnknownActionName>,
     max_tasks: Option<usize>,
@@ -253,6 +262,7 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
     if let Some(size) = args.max_queue_bytes.or(file.max_queue_bytes.map(|size| size.0)) {
         settings.scheduler.max_bytes = usize::try_from(size).unwrap_or(usize::MAX);
     }
+    set(&mut settings.reactors, args.reactors, file.reactors);
     set(&mut settings.max_connections, args.max_connections, file.max_connections);
     set(&mut settings.grace, args.grace, file.grace.map(|span| span.0));
     let scheduler = &mut settings.scheduler;
@@ -295,7 +305,9 @@ fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
 /// for fewer, so that one too many is told instead of being left waiting.
 fn within_open_files(mut settings: Settings, limit: Option<u64>) -> Settings {
     let Some(limit) = limit else { return settings };
-    let room = usize::try_from(limit.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX).max(1);
+    let reactors = u64::try_from(settings.reactors).unwrap_or(u64::MAX);
+    let other_files = OTHER_FILES.saturating_add(reactors.saturating_sub(1).saturating_mul(REACTOR_FILES));
+    let room = usize::try_from(limit.saturating_sub(other_files)).unwrap_or(usize::MAX).max(1);
     if settings.max_connections > room {
         // The default is meant for any machine; only a number that was asked for is worth a warning.
         let level = if settings.max_connections == Settings::default().max_connections {
@@ -323,8 +335,10 @@ mod tests {
 
     #[test]
     fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
-        let file = file("max_tasks = 5\nsilence = \"1m\"\npolicy = \"weighted\"\nmax_frame = \"32MiB\"")
-            .expect("a good file");
+        let file = file(
+            "max_tasks = 5\nreactors = 2\nsilence = \"1m\"\npolicy = \"weighted\"\nmax_frame = \"32MiB\"",
+        )
+        .expect("a good file");
         let args = Args { max_tasks: Some(7), ..Args::default() };
         let settings = settings(&args, &file).expect("good settings");
         assert_eq!(settings.scheduler.max_tasks, 7);
@@ -332,6 +346,7 @@ mod tests {
         assert_eq!(settings.scheduler.policy, Policy::Weighted);
         assert_eq!(settings.max_frame_bytes, 32 << 20);
         assert_eq!(settings.scheduler.heartbeat, Duration::from_secs(5));
+        assert_eq!(settings.reactors, 2);
         assert_eq!(settings.clients.port(), 8888);
     }
 
@@ -359,6 +374,8 @@ mod tests {
         let settings = Settings { max_connections: 5000, ..Settings::default() };
         assert_eq!(within_open_files(settings.clone(), Some(1024)).max_connections, 992);
         assert_eq!(within_open_files(settings.clone(), Some(1 << 20)).max_connections, 5000);
+        let several = Settings { reactors: 4, ..settings.clone() };
+        assert_eq!(within_open_files(several, Some(1024)).max_connections, 980);
         assert_eq!(within_open_files(settings, None).max_connections, 5000);
     }
 }

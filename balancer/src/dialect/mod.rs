@@ -13,11 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{ErrorCode, FrameError};
 
-use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Scheduler, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
 pub mod native;
 mod output;
 
+pub use native::status_report;
 pub use output::{Output, SHARED_PAYLOAD_BYTES};
 
 /// Which listener a connection came to.
@@ -150,7 +151,7 @@ impl Session {
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
-    #[inline]
+    #[inline(always)]
     pub fn decode<'a>(
         &mut self,
         context: &Context,
@@ -188,17 +189,17 @@ impl Session {
         }
     }
 
-    /// Writes down an answer.
-    pub fn answer(
-        &self,
-        context: &Context,
-        now: Time,
-        scheduler: &Scheduler,
-        answer: &Answer,
-        out: &mut Output,
-    ) {
+    /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
+    pub fn answer(&self, context: &Context, answer: &Answer, out: &mut Output) {
         match self {
-            Session::Native(_) => native::answer(context, now, scheduler, answer, out),
+            Session::Native(_) => native::answer(context, answer, out),
+        }
+    }
+
+    /// Writes down a page of the status report, as [`status_report`] gives it, for the question of this number.
+    pub fn report(&self, id: u64, report: &Bytes, out: &mut Output) {
+        match self {
+            Session::Native(_) => native::report(id, report, out),
         }
     }
 

@@ -1,6 +1,9 @@
 //! Carrying out what the scheduler wants: effects become bytes in the outputs of the connections they concern, as
 //! they come.
 
+use bytes::Bytes;
+
+use super::decider::Decider;
 use super::net::Net;
 use super::turn::Reactor;
 use crate::dialect::Answer;
@@ -59,6 +62,15 @@ impl Net {
         }
     }
 
+    /// A page of the status report has come from another reactor for one who asked.
+    pub(super) fn report_has_come(&mut self, peer: Peer, id: u64, report: &Bytes) {
+        self.append(peer, |connection| connection.session.report(id, report, &mut connection.output));
+        if let Some(connection) = self.connections.get_mut(peer) {
+            connection.waiting = false;
+        }
+        self.queue_again(peer);
+    }
+
     /// Whether so much waits for a connection that what can be spared is not told to it.
     fn is_full(&mut self, peer: Peer) -> bool {
         let soft = self.settings.output_soft_bytes;
@@ -66,16 +78,16 @@ impl Net {
     }
 }
 
-impl Reactor {
-    /// Hands the scheduler an event, and carries out what it wants done.
+impl<D: Decider> Reactor<D> {
+    /// Hands an event on, to whoever decides what is to be done about it.
     #[inline]
     pub(super) fn handle(&mut self, event: Event<'_>) {
-        self.scheduler.handle(self.net.now, event, &mut self.net);
+        self.decider.handle(&mut self.net, event);
     }
 
-    /// Has the scheduler do what is due, and carries out what it wants done.
+    /// Has done what is due.
     pub(super) fn tick(&mut self) {
-        self.scheduler.tick(self.net.now, &mut self.net);
+        self.decider.tick(&mut self.net);
     }
 
     /// Answers a frame that the scheduler has no part in. Says whether the connection has enough to read now.
@@ -85,11 +97,30 @@ impl Reactor {
         if full && matches!(answer, Answer::Pong(_)) {
             return false;
         }
-        let (context, now, scheduler) = (self.net.context.clone(), self.net.now, &self.scheduler);
+        if let Answer::Status { id, offset, limit } = *answer {
+            return !self.report(peer, id, offset, limit) || full;
+        }
+        let context = self.net.context.clone();
         let open = self.net.append(peer, |connection| {
-            connection.session.answer(&context, now, scheduler, answer, &mut connection.output);
+            connection.session.answer(&context, answer, &mut connection.output);
         });
         full || !open
+    }
+
+    /// Answers with a page of the status report. Says whether the connection can go on: where the report comes from
+    /// another reactor, it waits, lest its answers change places or its questions pile up.
+    fn report(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) -> bool {
+        match self.decider.report(&mut self.net, peer, id, offset, limit) {
+            Some(report) => self.net.append(peer, |connection| {
+                connection.session.report(id, &report, &mut connection.output);
+            }),
+            None => {
+                if let Some(connection) = self.net.connections.get_mut(peer) {
+                    connection.waiting = true;
+                }
+                false
+            }
+        }
     }
 
     /// Ends the connections that were doomed while effects were carried out.

@@ -28,6 +28,22 @@ pub enum BalancerError {
     /// The operating system's event queue failed.
     #[error("the event queue failed: {0}")]
     Poll(#[source] io::Error),
+    /// A reactor's thread cannot be started.
+    #[error("the thread of reactor {number} cannot be started: {source}. With fewer --reactors it may be")]
+    Thread {
+        /// Which, from 1.
+        number: usize,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A reactor has ended before its time, and the balancer with it.
+    #[error("reactor {number} has failed: {reason}")]
+    Reactor {
+        /// Which, from 1, the one with the scheduler.
+        number: usize,
+        /// How it ended.
+        reason: String,
+    },
 }
 
 fn hint(source: &io::Error, who: &str) -> String {

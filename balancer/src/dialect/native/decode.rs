@@ -33,7 +33,7 @@ impl Session {
     ///
     /// # Errors
     /// Bytes that are no frame, or a frame that may not come now.
-    #[inline]
+    #[inline(always)]
     pub fn decode<'a>(
         &mut self,
         context: &Context,

@@ -1,13 +1,13 @@
 //! From effects and answers to the native dialect's frames.
 
+use bytes::Bytes;
 use reparto_protocol::{
     Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport, TaskDone,
     Welcome, limits,
 };
 
-use super::status;
 use crate::dialect::{Answer, Context, Output, Refusal};
-use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, Scheduler, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, Time};
 
 const AGENT: &str = concat!("reparto-balancer/", env!("CARGO_PKG_VERSION"));
 
@@ -37,8 +37,8 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
     }
 }
 
-/// Writes an answer down.
-pub fn answer(context: &Context, now: Time, scheduler: &Scheduler, answer: &Answer, out: &mut Output) {
+/// Writes an answer down; [`report`] does it for [`Answer::Status`].
+pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
     match *answer {
         Answer::Welcome => put_bare(
             &Message::Welcome(Welcome {
@@ -52,14 +52,16 @@ pub fn answer(context: &Context, now: Time, scheduler: &Scheduler, answer: &Answ
             out,
         ),
         Answer::Pong(id) => put_bare(&Message::Pong(Pong { id }), out),
-        Answer::Status { id, offset, limit } => {
-            let report = status::report(context, now, scheduler, offset, limit);
-            put(&Message::StatusReport(StatusReport { id, payload: &[] }), Payload::from(&report), out);
-        }
+        Answer::Status { .. } => {}
         Answer::Failed { id, code, message } => {
             put_bare(&Message::Error(ErrorMessage { id, code, message, payload: &[] }), out);
         }
     }
+}
+
+/// Writes a page of the status report down.
+pub fn report(id: u64, report: &Bytes, out: &mut Output) {
+    put(&Message::StatusReport(StatusReport { id, payload: &[] }), Payload::from(report), out);
 }
 
 /// Writes down why the connection ends.
