@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reparto_protocol::{
-    ErrorCode, Frame, FrameError, FrameType, HEADER_BYTES, Hello, Message, Outcome, Register, Role, Task,
-    TaskResult, frame_length, limits,
+    DropTask, ErrorCode, Fetch, Frame, FrameError, FrameType, HEADER_BYTES, Hello, ListTasks, Message,
+    Outcome, Register, RetryTask, Role, Task, TaskResult, frame_length, limits,
 };
 
 use super::{Session, State};
@@ -68,10 +68,14 @@ impl Session {
     #[inline]
     fn admit(&self, kind: FrameType) -> Result<(), FrameError> {
         use FrameType::{
-            Cancel, Drain, Fetch, Hello, Ping, Pong, Progress, Register, Status, Task, TaskResult,
+            Cancel, Drain, DropTask, Fetch, Hello, ListTasks, Ping, Pong, Progress, Register, RetryTask,
+            Status, Task, TaskResult,
         };
         let when = match (self.state, kind) {
-            (State::Client, Task | Cancel | Status | Fetch | Ping | Pong)
+            (
+                State::Client,
+                Task | Cancel | Status | Fetch | ListTasks | RetryTask | DropTask | Ping | Pong,
+            )
             | (State::Worker, TaskResult | Progress | Register | Drain | Ping | Pong)
             | (State::Unregistered, Register | Ping | Pong)
             | (State::New, Hello) => return Ok(()),
@@ -102,6 +106,12 @@ impl Session {
                 total: m.total,
                 payload: Payload::within(chunk, m.payload),
             }),
+            Message::Cancel(m) if m.task_id.is_some() => {
+                if m.id == 0 {
+                    return Err(FrameError::NoId { frame: FrameType::Cancel }.into());
+                }
+                no_store(m.id)
+            }
             Message::Cancel(m) => Step::Event(Event::Cancel { peer, id: m.id }),
             Message::Ping(m) => Step::Answer(Answer::Pong(m.id), None),
             Message::Pong(_) => Step::Nothing,
@@ -114,13 +124,18 @@ impl Session {
             Message::Status(m) => {
                 Step::Answer(Answer::Status { id: m.id, offset: m.offset, limit: m.limit }, None)
             }
-            Message::Fetch(m) => no_store(m.id),
+            Message::Fetch(Fetch { id, .. })
+            | Message::ListTasks(ListTasks { id, .. })
+            | Message::RetryTask(RetryTask { id, .. })
+            | Message::DropTask(DropTask { id, .. }) => no_store(id),
             // What only a balancer sends was turned away by its type.
             Message::Welcome(_)
             | Message::GoAway(_)
             | Message::Error(_)
             | Message::StatusReport(_)
             | Message::Accepted(_)
+            | Message::TaskState(_)
+            | Message::TaskList(_)
             | Message::Result(_)
             | Message::Ack(_)
             | Message::AssignTask(_) => Step::Nothing,
@@ -152,7 +167,7 @@ impl Session {
 #[inline]
 fn submit<'a>(peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
     let options = &task.options;
-    if options.background {
+    if options.background || options.record {
         return no_store(task.id);
     }
     Step::Event(Event::Submit {

@@ -25,7 +25,7 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
             put(&Message::Progress(Progress { id, done, total, payload: &[] }), payload, out);
         }
         Effect::CancelAssignment { assignment, recall, .. } => {
-            put_bare(&Message::Cancel(Cancel { id: assignment.0, recall }), out);
+            put_bare(&Message::Cancel(Cancel { id: assignment.0, task_id: None, recall }), out);
         }
         Effect::Acknowledge { request, window, .. } => {
             put_bare(&Message::Ack(Ack { id: request, window }), out);
@@ -78,6 +78,7 @@ pub fn assign(now: Time, id: AssignmentId, assignment: &Assignment<'_>, out: &mu
         deadline_ms: assignment.deadline.map(|deadline| milliseconds_left(now, deadline)),
         key: Some(assignment.key).filter(|key| !key.is_empty()),
         task_id: None,
+        held: false,
         payload: &[],
     };
     message.encode_head(out.buffer(), assignment.payload.len());
