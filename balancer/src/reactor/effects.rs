@@ -37,6 +37,7 @@ impl Net {
     #[inline(never)]
     fn carry_out(&mut self, effect: Effect<'_>) {
         let peer = match &effect {
+            Effect::Note { .. } | Effect::Claim { .. } => return,
             Effect::Stopped => {
                 self.stopped = true;
                 return;
@@ -49,6 +50,7 @@ impl Net {
             | Effect::Progress { peer, .. }
             | Effect::Acknowledge { peer, .. }
             | Effect::Ping { peer }
+            | Effect::Unwanted { peer, .. }
             | Effect::GoAway { peer }
             | Effect::Close { peer, .. } => *peer,
         };

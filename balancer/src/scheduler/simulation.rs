@@ -188,6 +188,7 @@ impl Simulation {
             window,
             weight: self.random.u32(1..6),
             service_ns: self.random.bool().then(|| 1 << self.random.u32(..24)),
+            held: Vec::new(),
             actions: actions.clone(),
         };
         let effects = self.handle_and_keep(Event::Register { peer, registration });

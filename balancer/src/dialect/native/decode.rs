@@ -210,6 +210,7 @@ fn registration<'a>(register: &Register<'a>) -> Registration<'a> {
         window: register.window,
         weight: register.weight,
         service_ns: register.service_ns,
+        held: register.held.iter().collect(),
         actions: register.actions.iter().collect(),
     }
 }

@@ -33,7 +33,10 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
         Effect::Ping { .. } => put_bare(&Message::Ping(Ping { id: 0 }), out),
         Effect::GoAway { .. } => put_bare(&Message::GoAway(GoAway { message: GOING }), out),
         Effect::Close { code, message, .. } => refuse(&Refusal { code, message }, out),
-        Effect::Assign { .. } | Effect::Stopped => {}
+        Effect::Unwanted { id, .. } => {
+            put_bare(&Message::Cancel(Cancel { id: 0, task_id: Some(id), recall: false }), out);
+        }
+        Effect::Assign { .. } | Effect::Note { .. } | Effect::Claim { .. } | Effect::Stopped => {}
     }
 }
 
@@ -77,12 +80,13 @@ pub fn assign(now: Time, id: AssignmentId, assignment: &Assignment<'_>, out: &mu
         attempt: assignment.attempt,
         deadline_ms: assignment.deadline.map(|deadline| milliseconds_left(now, deadline)),
         key: Some(assignment.key).filter(|key| !key.is_empty()),
-        task_id: None,
-        held: false,
+        task_id: assignment.task_id,
+        held: assignment.held,
         payload: &[],
     };
-    message.encode_head(out.buffer(), assignment.payload.len());
-    out.payload(assignment.payload);
+    let payload = if assignment.held { Payload::EMPTY } else { assignment.payload };
+    message.encode_head(out.buffer(), payload.len());
+    out.payload(payload);
 }
 
 /// Writes a result down.

@@ -182,6 +182,7 @@ mod tests {
                 window: 1,
                 weight: 1,
                 service_ns: None,
+                held: Vec::new(),
                 actions: names.iter().map(String::as_str).collect(),
             };
             let peer = Peer { index, generation: 1 };

@@ -260,6 +260,8 @@ fn every_effect_is_written_as_its_frame() {
         attempt: 2,
         deadline: Some(Time(2_000_500)),
         key: b"k",
+        task_id: None,
+        held: false,
     };
     let id = AssignmentId(5);
     assign(Time(1_000_000), id, &assignment, &mut output);
@@ -318,6 +320,7 @@ fn a_status_report_is_a_page_of_at_most_a_thousand_rows() {
             window: 1,
             weight: 1,
             service_ns: None,
+            held: Vec::new(),
             actions: vec!["echo", "upper"],
         };
         let event = crate::scheduler::Event::Register { peer, registration };
