@@ -9,8 +9,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use bytes::BytesMut;
 use reparto_protocol::{
-    Actions, Cancel, Drain, Fetch, FrameType, Message, Outcome, Ping, Progress, Register, Role, Status, Task,
-    TaskOptions, TaskResult,
+    Actions, Cancel, Drain, Fetch, FrameType, HeldTasks, Message, Outcome, Ping, Progress, Register, Role,
+    Status, Task, TaskOptions, TaskResult,
 };
 use support::{Wire, echo_worker, hello, serve, settings, wait_until};
 
@@ -29,8 +29,8 @@ fn streams(clients: SocketAddr, workers: SocketAddr) -> [(SocketAddr, Vec<u8>); 
         hello(Role::Client),
         Message::Task(Task { id: 1, action: "nobody's", options, payload: &[1; 100] }),
         Message::Status(Status { id: 2, offset: 0, limit: 1 }),
-        Message::Cancel(Cancel { id: 1, recall: false }),
-        Message::Fetch(Fetch { id: 3, task_id: [9; 16], wait_ms: 5 }),
+        Message::Cancel(Cancel { id: 1, task_id: None, recall: false }),
+        Message::Fetch(Fetch { id: 3, task_id: [9; 16], wait_ms: 5, describe: false }),
         Message::Ping(Ping { id: 4 }),
     ];
     let worker = [
@@ -42,6 +42,7 @@ fn streams(clients: SocketAddr, workers: SocketAddr) -> [(SocketAddr, Vec<u8>); 
             window: 8,
             weight: 1,
             service_ns: Some(1),
+            held: HeldTasks::NONE,
             actions: Actions::new(&["never asked for", "neither"]),
         }),
         Message::TaskResult(TaskResult {

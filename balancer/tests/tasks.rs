@@ -117,10 +117,10 @@ fn a_cancel_reaches_the_worker_that_runs_the_task() {
     let served = serve(settings());
     let mut worker = Wire::worker(&served, "w1", 1);
     let mut client = Wire::client(&served);
-    client.send(&Message::Cancel(Cancel { id: 99, recall: false }));
+    client.send(&Message::Cancel(Cancel { id: 99, task_id: None, recall: false }));
     client.send(&task(1, b"x"));
     let assigned = worker.expect(FrameType::AssignTask);
-    client.send(&Message::Cancel(Cancel { id: 1, recall: false }));
+    client.send(&Message::Cancel(Cancel { id: 1, task_id: None, recall: false }));
     let cancel = worker.expect(FrameType::Cancel);
     assert_eq!(cancel.as_frame().id, assigned.as_frame().id);
     assert_eq!(client.expect_error().1, "cancelled");
@@ -142,7 +142,7 @@ fn what_is_asked_of_the_balancer_itself_is_answered() {
     let report: serde_json::Value = serde_json::from_slice(report.as_frame().payload).unwrap();
     assert_eq!(report["workers"][0]["id"], "w1");
     assert_eq!(report["workers"][0]["draining"], true);
-    client.send(&Message::Fetch(Fetch { id: 6, task_id: [1; 16], wait_ms: 0 }));
+    client.send(&Message::Fetch(Fetch { id: 6, task_id: [1; 16], wait_ms: 0, describe: false }));
     let (id, code, _) = client.expect_error();
     assert_eq!((id, code.as_str()), (6, "store_unavailable"));
     let options = TaskOptions { background: true, ..TaskOptions::default() };

@@ -22,6 +22,7 @@ fn messages(payload: &[u8]) -> [(&'static str, Message<'_>); 4] {
         deadline_ms: None,
         key: None,
         task_id: None,
+        held: false,
         payload,
     };
     let result =
@@ -42,7 +43,7 @@ fn task_with_all_options(payload: &[u8]) -> Message<'_> {
         wait_ms: Some(1_000),
         key: Some(b"photo.jpg"),
         max_attempts: Some(5),
-        background: false,
+        ..TaskOptions::default()
     };
     Message::Task(Task { id: 7, action: "thumbnail", options, payload })
 }

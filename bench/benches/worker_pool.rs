@@ -105,6 +105,7 @@ impl Played {
                 deadline_ms: None,
                 key: None,
                 task_id: None,
+                held: false,
                 payload: PAYLOAD,
             })
             .encode(&mut self.out);

@@ -128,7 +128,7 @@ impl<'a> Request<'a> {
                     wait_ms: task.wait_limit.map(millis),
                     key: task.key.as_deref(),
                     max_attempts: task.max_attempts,
-                    background: false,
+                    ..TaskOptions::default()
                 },
                 payload: &[],
             }),

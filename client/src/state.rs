@@ -309,7 +309,7 @@ impl State {
                 self.waiting.retain(|id| slots.get_mut(*id).is_some());
             }
         } else {
-            self.push_control(number, &Message::Cancel(Cancel { id, recall: false }));
+            self.push_control(number, &Message::Cancel(Cancel { id, task_id: None, recall: false }));
         }
     }
 

@@ -73,6 +73,18 @@ tags! {
     Attempt = 0x16, "ATTEMPT";
     /// A durable task's id, a UUID (16 bytes).
     TaskId = 0x17, "TASK_ID";
+    /// Time before the task may begin, in milliseconds from the frame's arrival (u64).
+    DelayMs = 0x18, "DELAY_MS";
+    /// When the task may begin, in milliseconds since 1970, UTC (u64).
+    StartAtMs = 0x19, "START_AT_MS";
+    /// Time before the second attempt, in milliseconds; it doubles with every further one (u32).
+    BackoffFirstMs = 0x1A, "BACKOFF_FIRST_MS";
+    /// The longest time between two attempts, in milliseconds (u32).
+    BackoffMostMs = 0x1B, "BACKOFF_MOST_MS";
+    /// What keeps a task from being taken in twice (bytes).
+    IdempotencyKey = 0x1C, "IDEMPOTENCY_KEY";
+    /// How long that key stands for its task, in milliseconds (u64).
+    IdempotencyMs = 0x1D, "IDEMPOTENCY_MS";
     /// A worker's id (text).
     WorkerId = 0x20, "WORKER_ID";
     /// Tasks that the worker runs at once (u32).
@@ -91,6 +103,18 @@ tags! {
     Offset = 0x40, "OFFSET";
     /// How many rows to give (u32).
     Limit = 0x41, "LIMIT";
+    /// Where a background task stands (u8).
+    State = 0x50, "STATE";
+    /// Attempts that a task has used (u8).
+    Attempts = 0x51, "ATTEMPTS";
+    /// When a task was taken in, in milliseconds since 1970, UTC (u64).
+    CreatedAtMs = 0x52, "CREATED_AT_MS";
+    /// When a task's next attempt may begin, in milliseconds since 1970, UTC (u64).
+    DueAtMs = 0x53, "DUE_AT_MS";
+    /// When a task ended, in milliseconds since 1970, UTC (u64).
+    EndedAtMs = 0x54, "ENDED_AT_MS";
+    /// Only tasks taken in from then on, in milliseconds since 1970, UTC (u64).
+    SinceMs = 0x55, "SINCE_MS";
 }
 
 impl std::fmt::Display for Tag {

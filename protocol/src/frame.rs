@@ -75,6 +75,16 @@ frame_types! {
     Cancel = 0x14, "CANCEL";
     /// Ask for a background task's outcome.
     Fetch = 0x15, "FETCH";
+    /// Where a background task stands.
+    TaskState = 0x16, "TASK_STATE";
+    /// Which background tasks are there?
+    ListTasks = 0x17, "LIST_TASKS";
+    /// The answer to LIST_TASKS, as JSON.
+    TaskList = 0x18, "TASK_LIST";
+    /// A dead task gets its attempts anew.
+    RetryTask = 0x19, "RETRY_TASK";
+    /// Forget an ended task.
+    DropTask = 0x1A, "DROP_TASK";
     /// A worker says who it is and what it can do.
     Register = 0x20, "REGISTER";
     /// REGISTER or DRAIN is in force.

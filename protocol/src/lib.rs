@@ -36,14 +36,16 @@ mod field;
 mod frame;
 pub mod limits;
 mod message;
+mod state;
 mod usual;
 
 pub use error::{ErrorCode, FrameError};
 pub use field::{FIELD_HEADER_BYTES, FIRST_CRITICAL_TAG, Field, Fields, Tag, cut};
 pub use frame::{Frame, FrameStream, FrameType, HEADER_BYTES, OwnedFrame, frame_length};
 pub use message::{
-    Accepted, Ack, Actions, AssignTask, Cancel, Drain, ErrorMessage, Fetch, GoAway, Hello, Message, Outcome,
-    Ping, Pong, Progress, Register, Role, Status, StatusReport, Task, TaskDone, TaskOptions, TaskResult,
-    Welcome,
+    Accepted, Ack, Actions, AssignTask, Cancel, Drain, DropTask, ErrorMessage, Fetch, GoAway, HeldTasks,
+    Hello, ListTasks, Message, Outcome, Ping, Pong, Progress, Register, RetryTask, Role, Status,
+    StatusReport, Task, TaskDone, TaskList, TaskOptions, TaskResult, TaskStanding, Welcome,
 };
+pub use state::TaskState;
 pub use usual::{UsualResult, UsualTask};

@@ -31,6 +31,9 @@ pub const MAX_WORKER_ID_BYTES: usize = 255;
 /// Longest task key, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
 
+/// Longest idempotency key, in bytes.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+
 /// Longest shared secret in a HELLO, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 255;
 
@@ -52,6 +55,9 @@ pub const MAX_WINDOW: u32 = 1_048_576;
 /// Window of a worker that announces none, in tasks.
 pub const DEFAULT_WINDOW: u32 = 1024;
 
+/// Most background tasks that a worker may name as still held when it registers.
+pub const MAX_HELD_TASKS: usize = 65_536;
+
 /// Largest weight of a worker; the smallest is 1, which is also the default.
 pub const MAX_WEIGHT: u32 = 1000;
 
@@ -67,6 +73,18 @@ pub const DEFAULT_MAX_ATTEMPTS: u8 = 3;
 /// Longest time that a task may ask for in its deadline or wait: 366 days.
 pub const MAX_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// The latest moment that a frame may name, in milliseconds since 1970, UTC: the end of the year 9999.
+pub const MAX_MOMENT_MS: u64 = 253_402_300_799_999;
+
+/// Wait before a background task's second attempt, if it asks for nothing else; it doubles with each further one.
+pub const DEFAULT_BACKOFF_FIRST: Duration = Duration::from_secs(1);
+
+/// Longest wait between two attempts of a background task, if it asks for nothing else.
+pub const DEFAULT_BACKOFF_MOST: Duration = Duration::from_secs(300);
+
+/// How long an idempotency key stands for its task, if the task asks for nothing else: a day.
+pub const DEFAULT_IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
+
 /// A foreground task that says nothing else waits this long for its first assignment.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
@@ -78,3 +96,7 @@ pub const DEFAULT_SILENCE: Duration = Duration::from_secs(15);
 
 /// A frame that has begun must be whole within this time, and a connection must have said HELLO within it.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A bit of FEATURES. In a balancer's WELCOME: it has a store, takes background tasks, and knows LIST_TASKS,
+/// RETRY_TASK, DROP_TASK and CANCEL with a TASK_ID. In a worker's HELLO it says nothing yet.
+pub const FEATURE_BACKGROUND: u64 = 1;

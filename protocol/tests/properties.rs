@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use reparto_protocol::{
     ErrorCode, Fields, Frame, FrameError, FrameStream, FrameType, Message, Outcome, Task, TaskOptions,
-    TaskResult, UsualResult, UsualTask, limits,
+    TaskResult, TaskState, UsualResult, UsualTask, limits,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,15 @@ fn uuid() -> impl Strategy<Value = String> {
 
 fn time() -> impl Strategy<Value = Option<u64>> {
     proptest::option::of(0..=limits::MAX_TIME.as_millis() as u64)
+}
+
+/// A flag that is left out when it is off.
+fn on() -> impl Strategy<Value = Option<bool>> {
+    proptest::option::of(Just(true))
+}
+
+fn state() -> impl Strategy<Value = &'static str> {
+    (0..8usize).prop_map(|number| TaskState::ALL[number].name())
 }
 
 fn without_nulls(mut message: Value) -> Value {
@@ -81,11 +90,25 @@ fn message() -> impl Strategy<Value = Value> {
                    "payload_hex": payload})
         },
     );
+    let kept = (
+        (any::<bool>(), any::<bool>()),
+        (time(), proptest::option::of(0..=limits::MAX_MOMENT_MS), time()),
+        (proptest::option::of(any::<u32>()), proptest::option::of(any::<u32>()), key()),
+    );
+    let kept_task = (own_id(), text(1, 255), kept, bytes(300)).prop_map(
+        |(id, action, ((background, also), (delay, start_at, window), (first, most, key)), payload)| {
+            json!({"type": "TASK", "id": id, "background": background, "action": action,
+                   "record": (also || !background).then_some(true), "delay_ms": delay, "start_at_ms": start_at,
+                   "backoff_first_ms": first, "backoff_most_ms": most, "idempotency_key_hex": key,
+                   "idempotency_ms": window, "payload_hex": payload})
+        },
+    );
     let assign =
-        (own_id(), text(1, 255), 1..=u8::MAX, time(), key(), proptest::option::of(uuid()), bytes(300))
-            .prop_map(|(id, action, attempt, deadline, key, task_id, payload)| {
+        (own_id(), text(1, 255), 1..=u8::MAX, time(), key(), proptest::option::of(uuid()), on(), bytes(300))
+            .prop_map(|(id, action, attempt, deadline, key, task_id, held, payload)| {
                 json!({"type": "ASSIGN_TASK", "id": id, "action": action, "attempt": attempt,
-                       "deadline_ms": deadline, "key_hex": key, "task_id": task_id, "payload_hex": payload})
+                       "deadline_ms": deadline, "key_hex": key, "task_id": task_id, "held": held,
+                       "payload_hex": payload})
             });
     let task_result = (id(), outcome, text(0, 4096), proptest::option::of(any::<u64>()), bytes(300))
         .prop_map(|(id, outcome, message, service, payload)| {
@@ -98,17 +121,47 @@ fn message() -> impl Strategy<Value = Value> {
         (1..=limits::MAX_THREADS, 0..=limits::MAX_WINDOW, 1..=limits::MAX_WEIGHT),
         proptest::option::of(any::<u64>()),
         vec(text(1, 255), 0..40),
+        proptest::option::of(vec(uuid(), 1..5)),
     )
-        .prop_map(|(id, worker_id, (threads, window, weight), service, actions)| {
+        .prop_map(|(id, worker_id, (threads, window, weight), service, actions, held)| {
             json!({"type": "REGISTER", "id": id, "worker_id": worker_id, "threads": threads,
-                   "window": window.max(threads), "weight": weight, "service_ns": service, "actions": actions})
+                   "window": window.max(threads), "weight": weight, "service_ns": service, "actions": actions,
+                   "held": held})
         });
     let progress = (id(), any::<u64>(), any::<u64>(), bytes(300)).prop_map(|(id, done, total, payload)| {
         json!({"type": "PROGRESS", "id": id, "done": done, "total": total, "payload_hex": payload})
     });
-    let fetch = (own_id(), uuid(), time()).prop_map(|(id, task_id, wait)| {
-        json!({"type": "FETCH", "id": id, "task_id": task_id, "wait_ms": wait.unwrap_or(0)})
+    let fetch = (own_id(), uuid(), time(), on()).prop_map(|(id, task_id, wait, describe)| {
+        json!({"type": "FETCH", "id": id, "task_id": task_id, "wait_ms": wait.unwrap_or(0),
+               "describe": describe})
     });
+    let moment = || 0..=limits::MAX_MOMENT_MS;
+    let maybe_moment = || proptest::option::of(moment());
+    let standing = (
+        own_id(),
+        uuid(),
+        state(),
+        any::<u8>(),
+        (moment(), maybe_moment(), maybe_moment()),
+        bytes(300),
+    )
+        .prop_map(|(id, task_id, state, attempts, (created, due, ended), payload)| {
+            json!({"type": "TASK_STATE", "id": id, "task_id": task_id, "state": state, "attempts": attempts,
+                   "created_at_ms": created, "due_at_ms": due, "ended_at_ms": ended, "payload_hex": payload})
+        });
+    let action = proptest::option::of(text(1, 255));
+    let list = (
+        own_id(),
+        action,
+        proptest::option::of(state()),
+        maybe_moment(),
+        proptest::option::of(uuid()),
+        any::<u32>(),
+    )
+        .prop_map(|(id, action, state, since, before, limit)| {
+            json!({"type": "LIST_TASKS", "id": id, "action": action, "state": state, "since_ms": since,
+                   "task_id": before, "limit": limit})
+        });
     let status = (id(), any::<u32>(), any::<u32>()).prop_map(
         |(id, offset, limit)| json!({"type": "STATUS", "id": id, "offset": offset, "limit": limit}),
     );
@@ -116,16 +169,36 @@ fn message() -> impl Strategy<Value = Value> {
         id().prop_map(|id| json!({"type": "PING", "id": id})),
         id().prop_map(|id| json!({"type": "PONG", "id": id})),
         text(0, 4096).prop_map(|message| json!({"type": "GOAWAY", "message": message})),
-        (own_id(), uuid()).prop_map(|(id, task)| json!({"type": "ACCEPTED", "id": id, "task_id": task})),
+        (own_id(), uuid(), on()).prop_map(
+            |(id, task, known)| json!({"type": "ACCEPTED", "id": id, "task_id": task, "duplicate": known})
+        ),
+        (own_id(), uuid()).prop_map(|(id, task)| json!({"type": "RETRY_TASK", "id": id, "task_id": task})),
+        (own_id(), uuid()).prop_map(|(id, task)| json!({"type": "DROP_TASK", "id": id, "task_id": task})),
+        (own_id(), bytes(300))
+            .prop_map(|(id, hex)| json!({"type": "TASK_LIST", "id": id, "payload_hex": hex})),
         (id(), bytes(300)).prop_map(|(id, hex)| json!({"type": "RESULT", "id": id, "payload_hex": hex})),
         (id(), bytes(300))
             .prop_map(|(id, hex)| json!({"type": "STATUS_REPORT", "id": id, "payload_hex": hex})),
-        (id(), any::<bool>()).prop_map(|(id, on)| json!({"type": "CANCEL", "id": id, "recall": on})),
+        (id(), proptest::option::of(uuid()), any::<bool>())
+            .prop_map(|(id, task, on)| json!({"type": "CANCEL", "id": id, "task_id": task, "recall": on})),
         (id(), any::<bool>()).prop_map(|(id, on)| json!({"type": "DRAIN", "id": id, "resume": on})),
         (id(), any::<u32>()).prop_map(|(id, window)| json!({"type": "ACK", "id": id, "window": window})),
     ];
-    let large =
-        prop_oneof![hello, welcome, error, task, assign, task_result, register, progress, fetch, status];
+    let large = prop_oneof![
+        hello,
+        welcome,
+        error,
+        task,
+        kept_task,
+        standing,
+        list,
+        assign,
+        task_result,
+        register,
+        progress,
+        fetch,
+        status
+    ];
     prop_oneof![3 => large, 2 => small].prop_map(without_nulls)
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::BytesMut;
 use reparto_protocol::{
-    Actions, AssignTask, ErrorCode, Fetch, Frame, FrameError, FrameStream, FrameType, Hello, Message, Ping,
-    Register, Role, Tag, Task, TaskOptions, limits,
+    Actions, AssignTask, ErrorCode, Fetch, Frame, FrameError, FrameStream, FrameType, HeldTasks, Hello,
+    Message, Ping, Register, Role, Tag, Task, TaskOptions, limits,
 };
 
 /// A frame made by hand: header, fields, payload.
@@ -48,13 +48,14 @@ fn register<'a>(worker_id: &'a str, actions: &'a [&'a str]) -> Message<'a> {
         window: 1,
         weight: 1,
         service_ns: None,
+        held: HeldTasks::NONE,
         actions: Actions::new(actions),
     })
 }
 
 #[test]
 fn an_id_of_zero_is_refused_where_its_answer_would_look_like_the_connections() {
-    let fetch = Message::Fetch(Fetch { id: 0, task_id: [1; 16], wait_ms: 0 });
+    let fetch = Message::Fetch(Fetch { id: 0, task_id: [1; 16], wait_ms: 0, describe: false });
     let assign = Message::AssignTask(AssignTask {
         id: 0,
         action: "upper",
@@ -62,6 +63,7 @@ fn an_id_of_zero_is_refused_where_its_answer_would_look_like_the_connections() {
         deadline_ms: None,
         key: None,
         task_id: None,
+        held: false,
         payload: b"",
     });
     for message in [task(0, "upper", TaskOptions::default(), b""), fetch, assign] {

@@ -15,12 +15,15 @@ DEFAULT_MAX_FRAME = 16 * 1024 * 1024
 # What the balancer sends may be this much longer than MAX_FRAME.
 RELAY_SLACK = 65_536
 MAX_TIME_MS = 366 * 24 * 3600 * 1000
+MAX_MOMENT_MS = 253_402_300_799_999
 MAX_ACTIONS = 1024
+MAX_HELD = 65_536
 
 TYPES = {
     0x01: "HELLO", 0x02: "WELCOME", 0x03: "GOAWAY", 0x04: "PING", 0x05: "PONG", 0x06: "ERROR", 0x07: "STATUS",
     0x08: "STATUS_REPORT", 0x10: "TASK", 0x11: "ACCEPTED", 0x12: "RESULT", 0x13: "PROGRESS", 0x14: "CANCEL",
-    0x15: "FETCH", 0x20: "REGISTER", 0x21: "ACK", 0x22: "ASSIGN_TASK", 0x23: "TASK_RESULT", 0x24: "DRAIN",
+    0x15: "FETCH", 0x16: "TASK_STATE", 0x17: "LIST_TASKS", 0x18: "TASK_LIST", 0x19: "RETRY_TASK",
+    0x1A: "DROP_TASK", 0x20: "REGISTER", 0x21: "ACK", 0x22: "ASSIGN_TASK", 0x23: "TASK_RESULT", 0x24: "DRAIN",
 }
 NUMBER_OF_TYPE = {name: number for number, name in TYPES.items()}
 
@@ -46,6 +49,12 @@ TAGS = {
     0x15: ("max_attempts", U8, 1, 255),
     0x16: ("attempt", U8, 1, 255),
     0x17: ("task_id", "bytes", 16, 16),
+    0x18: ("delay_ms", U64, 0, MAX_TIME_MS),
+    0x19: ("start_at_ms", U64, 0, MAX_MOMENT_MS),
+    0x1A: ("backoff_first_ms", U32, 0, 2**32 - 1),
+    0x1B: ("backoff_most_ms", U32, 0, 2**32 - 1),
+    0x1C: ("idempotency_key", "bytes", 1, 255),
+    0x1D: ("idempotency_ms", U64, 0, MAX_TIME_MS),
     0x20: ("worker_id", "text", 1, 255),
     0x21: ("threads", U32, 1, 65_536),
     0x22: ("window", U32, 1, 1_048_576),
@@ -55,6 +64,12 @@ TAGS = {
     0x31: ("total", U64, 0, 2**64 - 1),
     0x40: ("offset", U32, 0, 2**32 - 1),
     0x41: ("limit", U32, 0, 2**32 - 1),
+    0x50: ("state", U8, 0, 7),
+    0x51: ("attempts", U8, 0, 255),
+    0x52: ("created_at_ms", U64, 0, MAX_MOMENT_MS),
+    0x53: ("due_at_ms", U64, 0, MAX_MOMENT_MS),
+    0x54: ("ended_at_ms", U64, 0, MAX_MOMENT_MS),
+    0x55: ("since_ms", U64, 0, MAX_MOMENT_MS),
 }
 TAG_OF = {name: tag for tag, (name, *_) in TAGS.items()}
 
@@ -68,12 +83,18 @@ FRAME_FIELDS = {
     "ERROR": ["*code", "message"],
     "STATUS": ["offset", "limit"],
     "STATUS_REPORT": [],
-    "TASK": ["*action", "priority", "deadline_ms", "wait_ms", "key", "max_attempts"],
+    "TASK": ["*action", "priority", "deadline_ms", "wait_ms", "key", "max_attempts", "delay_ms", "start_at_ms",
+             "backoff_first_ms", "backoff_most_ms", "idempotency_key", "idempotency_ms"],
     "ACCEPTED": ["*task_id"],
     "RESULT": [],
     "PROGRESS": ["done", "total"],
-    "CANCEL": [],
+    "CANCEL": ["task_id"],
     "FETCH": ["*task_id", "wait_ms"],
+    "TASK_STATE": ["*task_id", "*state", "attempts", "*created_at_ms", "due_at_ms", "ended_at_ms"],
+    "LIST_TASKS": ["action", "state", "since_ms", "task_id", "limit"],
+    "TASK_LIST": [],
+    "RETRY_TASK": ["*task_id"],
+    "DROP_TASK": ["*task_id"],
     "REGISTER": ["*worker_id", "threads", "window", "weight", "service_ns"],
     "ACK": ["window"],
     "ASSIGN_TASK": ["*action", "attempt", "deadline_ms", "key", "task_id"],
@@ -89,6 +110,8 @@ DEFAULTS = {
     "STATUS": {"offset": 0, "limit": 2**32 - 1},
     "PROGRESS": {"done": 0, "total": 0},
     "FETCH": {"wait_ms": 0},
+    "TASK_STATE": {"attempts": 0},
+    "LIST_TASKS": {"limit": 2**32 - 1},
     "REGISTER": {"threads": 1, "window": 1024, "weight": 1},
     "ACK": {"window": 0},
     "ASSIGN_TASK": {"attempt": 1},
@@ -99,11 +122,24 @@ LEFT_OUT = {
     "HELLO": ["agent", "token"], "WELCOME": ["agent"], "FETCH": ["wait_ms"], "ASSIGN_TASK": ["attempt"],
     "TASK_RESULT": ["message"],
 }
-WITH_PAYLOAD = {"ERROR", "STATUS_REPORT", "TASK", "RESULT", "PROGRESS", "ASSIGN_TASK", "TASK_RESULT"}
+WITH_PAYLOAD = {
+    "ERROR", "STATUS_REPORT", "TASK", "RESULT", "PROGRESS", "ASSIGN_TASK", "TASK_RESULT", "TASK_STATE", "TASK_LIST",
+}
 WITH_ID = set(FRAME_FIELDS) - {"HELLO", "WELCOME", "GOAWAY"}
-NEEDS_ID = {"TASK", "FETCH", "ASSIGN_TASK", "ACCEPTED"}
+NEEDS_ID = {
+    "TASK", "FETCH", "ASSIGN_TASK", "ACCEPTED", "TASK_STATE", "LIST_TASKS", "TASK_LIST", "RETRY_TASK", "DROP_TASK",
+}
 OUTCOMES = ["done", "failed", "retry", "not_run"]
 FLAG = {"TASK": "background", "CANCEL": "recall", "DRAIN": "resume"}
+# Flags that a message names only when they are on, and their bits.
+FLAG_IF_ON = {
+    "TASK": ("record", 2), "ACCEPTED": ("duplicate", 1), "FETCH": ("describe", 1), "ASSIGN_TASK": ("held", 1),
+}
+# Fields of a TASK that have a use only where the task is kept.
+KEPT_ONLY = {
+    "delay_ms", "start_at_ms", "backoff_first_ms", "backoff_most_ms", "idempotency_key", "idempotency_ms",
+}
+STATES = ["scheduled", "queued", "running", "done", "failed", "dead", "cancelled", "expired"]
 
 ERRORS = {
     1: "bad_frame", 2: "unsupported_version", 3: "unauthorized", 4: "forbidden", 5: "unknown_action",
@@ -209,6 +245,8 @@ def decode(frame):
     """A frame, as split_frame gives it, understood."""
     kind, flags, frame_id, fields, payload = frame
     wanted = {name.lstrip("*") for name in FRAME_FIELDS[kind]}
+    if kind == "TASK" and not flags & 3:
+        wanted -= KEPT_ONLY
     if "magic" in wanted:
         check_magic(fields)
     got = {}
@@ -230,11 +268,16 @@ def decode(frame):
         message["id"] = frame_id
     if kind in FLAG:
         message[FLAG[kind]] = bool(flags & 1)
+    if kind in FLAG_IF_ON and flags & FLAG_IF_ON[kind][1]:
+        message[FLAG_IF_ON[kind][0]] = True
     if kind == "TASK_RESULT":
         message["outcome"] = OUTCOMES[flags & 3]
     if kind == "REGISTER":
         got["window"] = max(got["window"], got["threads"])
         message["actions"] = decode_actions(payload)
+        held = decode_held(payload)
+        if held:
+            message["held"] = held
     if kind == "ERROR":
         message["code_number"] = got["code"]
         got["code"] = ERRORS.get(got["code"], "unknown")
@@ -243,6 +286,8 @@ def decode(frame):
         message["version"] = VERSION
     if "role" in got:
         got["role"] = "client" if got["role"] == 1 else "worker"
+    if "state" in got:
+        got["state"] = STATES[got["state"]]
     if "task_id" in got:
         got["task_id"] = str(uuid.UUID(bytes=got["task_id"]))
     for name, value in got.items():
@@ -259,6 +304,14 @@ def decode_actions(payload):
     if len(actions) > MAX_ACTIONS:
         raise bad(f"{len(actions)} actions are more than {MAX_ACTIONS}")
     return actions
+
+
+def decode_held(payload):
+    tag = TAG_OF["task_id"]
+    held = [field_value(tag, value) for found, value in walk_fields(payload) if found == tag]
+    if len(held) > MAX_HELD:
+        raise bad(f"{len(held)} tasks are more than {MAX_HELD}")
+    return [str(uuid.UUID(bytes=task)) for task in held]
 
 
 # ---- encoding ----
@@ -285,11 +338,13 @@ def encode(message):
     """The frame of a message as the vectors write it."""
     kind = message["type"]
     values = dict(message)
-    for name in ("token", "key"):
+    for name in ("token", "key", "idempotency_key"):
         if name + "_hex" in values:
             values[name] = bytes.fromhex(values[name + "_hex"])
     if "task_id" in values:
         values["task_id"] = uuid.UUID(values["task_id"]).bytes
+    if "state" in values:
+        values["state"] = STATES.index(values["state"])
     if "role" in values:
         values["role"] = 1 if values["role"] == "client" else 2
     if "version" in values:
@@ -299,6 +354,8 @@ def encode(message):
     flags = 0
     if kind in FLAG:
         flags = int(values[FLAG[kind]])
+    if kind in FLAG_IF_ON and values.get(FLAG_IF_ON[kind][0]):
+        flags |= FLAG_IF_ON[kind][1]
     if kind == "TASK_RESULT":
         flags = OUTCOMES.index(values["outcome"])
     fields = []
@@ -310,4 +367,5 @@ def encode(message):
     payload = bytes.fromhex(values.get("payload_hex", ""))
     if kind == "REGISTER":
         payload = b"".join(put_field("action", action) for action in values["actions"])
+        payload += b"".join(put_field("task_id", uuid.UUID(task).bytes) for task in values.get("held", ()))
     return frame(kind, values.get("id", 0), flags, fields, payload)

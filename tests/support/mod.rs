@@ -121,6 +121,8 @@ pub fn reparto<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Comma
             command.env_remove(name);
         }
     }
+    // Nothing may be left in the source tree.
+    command.env("REPARTO_BALANCER_NO_DATA", "true");
     if reactors() > 1 {
         command.env("REPARTO_BALANCER_REACTORS", reactors().to_string());
     }

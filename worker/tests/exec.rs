@@ -185,6 +185,7 @@ fn the_environment_says_what_the_task_is() {
             deadline_ms: None,
             key,
             task_id: None,
+            held: false,
             payload: b"",
         }));
         assert_eq!(connection.answer().payload, seen);
@@ -244,6 +245,7 @@ fn a_task_past_its_deadline_ends_its_command() {
         deadline_ms: Some(500),
         key: None,
         task_id: None,
+        held: false,
         payload: b"",
     }));
     let answer = connection.answer();

@@ -91,6 +91,7 @@ fn a_handler_sees_all_that_was_assigned() {
         deadline_ms: Some(3_600_000),
         key: Some(b"k"),
         task_id: Some([9; 16]),
+        held: false,
         payload: b"p",
     }));
     assert_eq!(connection.answer().payload, "look 3 b\"p\" Some([107]) Some(9) Some(true)");
@@ -109,6 +110,7 @@ fn a_task_whose_deadline_passed_before_it_began_is_not_run() {
         deadline_ms: Some(0),
         key: None,
         task_id: None,
+        held: false,
         payload: b"",
     }));
     let answer = connection.answer();

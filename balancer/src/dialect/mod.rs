@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{ErrorCode, FrameError};
 
+use crate::background::Ask;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
 pub mod native;
@@ -45,6 +46,8 @@ pub struct Context {
     pub silence: Duration,
     /// How workers are chosen, for the status report.
     pub policy: Policy,
+    /// Background tasks can be taken.
+    pub has_store: bool,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -105,6 +108,8 @@ pub enum Step<'a> {
     Nothing,
     /// A frame that the scheduler must hear of.
     Event(Event<'a>),
+    /// A frame that the store has a part in.
+    Ask(Ask),
     /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
     Answer(Answer, Option<Event<'a>>),
 }

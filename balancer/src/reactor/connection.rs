@@ -263,6 +263,7 @@ mod tests {
             heartbeat: Duration::from_secs(5),
             silence: Duration::from_secs(15),
             policy: Policy::default(),
+            has_store: false,
         }
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::net::Net;
 use super::{BalancerError, Handle};
+use crate::background::{Ask, Keeper};
 use crate::dialect::{self, Listener};
 use crate::scheduler::{Event, Peer, Scheduler, Time};
 
@@ -29,8 +30,19 @@ pub(super) trait Decider {
     /// A page of the status report, if it can be had now. It comes later otherwise, and the connection waits.
     fn report(&mut self, net: &mut Net, peer: Peer, id: u64, offset: u32, limit: u32) -> Option<Bytes>;
 
+    /// Takes what a client asks of the store.
+    fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask);
+
+    /// Takes what the store has answered, and gives it what is to be kept. Once a turn, after all events.
+    fn keep(&mut self, _net: &mut Net) {}
+
+    /// Whether the store has answered all that it must before the balancer ends.
+    fn is_quiet(&self) -> bool {
+        true
+    }
+
     /// When [`tick`](Self::tick) is next needed.
-    fn next_timer(&self) -> Option<Time> {
+    fn next_timer(&self, _now: Time) -> Option<Time> {
         None
     }
 
@@ -84,20 +96,46 @@ pub(super) trait Decider {
 pub(super) struct Alone {
     pub(super) scheduler: Scheduler,
     pub(super) handle: Handle,
+    pub(super) keeper: Option<Box<Keeper>>,
 }
 
 impl Decider for Alone {
     #[inline(always)]
     fn handle(&mut self, net: &mut Net, event: Event<'_>) {
+        let leaving = match event {
+            Event::Gone { peer } => Some((peer, None)),
+            Event::Cancel { peer, id } => Some((peer, Some(id))),
+            _ => None,
+        };
         self.scheduler.handle(net.now, event, net);
+        if let (Some(leaving), Some(keeper)) = (leaving, &mut self.keeper) {
+            keeper.leave(&mut self.scheduler, net.now, leaving, net);
+        }
+    }
+
+    fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.ask(&mut self.scheduler, net.now, peer, ask, net);
+        }
+    }
+
+    fn keep(&mut self, net: &mut Net) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.turn(&mut self.scheduler, net.now, net);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.keeper.as_ref().is_none_or(|keeper| keeper.is_quiet())
     }
 
     fn report(&mut self, net: &mut Net, _: Peer, _: u64, offset: u32, limit: u32) -> Option<Bytes> {
         Some(dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit))
     }
 
-    fn next_timer(&self) -> Option<Time> {
-        self.scheduler.next_timer()
+    fn next_timer(&self, now: Time) -> Option<Time> {
+        let keeper = self.keeper.as_ref().and_then(|keeper| keeper.next_timer(&self.scheduler, now));
+        [self.scheduler.next_timer(), keeper].into_iter().flatten().min()
     }
 
     fn tick(&mut self, net: &mut Net) {
@@ -110,6 +148,9 @@ impl Decider for Alone {
 
     fn begin_stopping(&mut self, net: &mut Net) {
         let grace = net.settings.grace;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.begin_stopping(net);
+        }
         self.handle(net, Event::Shutdown { grace });
     }
 }

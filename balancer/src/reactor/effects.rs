@@ -6,6 +6,7 @@ use bytes::Bytes;
 use super::decider::Decider;
 use super::net::Net;
 use super::turn::Reactor;
+use crate::background::{Noted, Outlet};
 use crate::dialect::Answer;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer};
 
@@ -35,11 +36,21 @@ impl<'a> Effects<'a> for Net {
     }
 }
 
+impl Outlet for Net {
+    fn take_note(&mut self) -> Option<Noted> {
+        self.notes.pop_front()
+    }
+}
+
 impl Net {
     /// The effects that come far less often than assignments and results.
     #[inline(never)]
     fn carry_out(&mut self, effect: Effect<'_>) {
         let peer = match &effect {
+            Effect::Note { .. } | Effect::Claim { .. } => {
+                self.notes.extend(Noted::of(&effect));
+                return;
+            }
             Effect::Stopped => {
                 self.stopped = true;
                 return;
@@ -52,6 +63,8 @@ impl Net {
             | Effect::Progress { peer, .. }
             | Effect::Acknowledge { peer, .. }
             | Effect::Ping { peer }
+            | Effect::Unwanted { peer, .. }
+            | Effect::Answer { peer, .. }
             | Effect::GoAway { peer }
             | Effect::Close { peer, .. } => *peer,
         };

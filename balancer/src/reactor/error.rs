@@ -25,6 +25,9 @@ pub enum BalancerError {
         /// What is wrong with it, as words that end the sentence.
         reason: String,
     },
+    /// The store for background tasks cannot be opened.
+    #[error("{0}")]
+    Store(#[from] crate::storage::StoreError),
     /// The operating system's event queue failed.
     #[error("the event queue failed: {0}")]
     Poll(#[source] io::Error),

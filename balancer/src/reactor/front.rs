@@ -12,6 +12,7 @@ use super::BalancerError;
 use super::decider::Decider;
 use super::exchange::{Batch, Bell, EffectBatch, EventBatch, Inbox, Numbering, Outbox, Sent, Told};
 use super::net::Net;
+use crate::background::Ask;
 use crate::scheduler::{Effect, Effects, Event, Peer};
 
 /// The ways to and from the first reactor.
@@ -81,6 +82,10 @@ impl Decider for Front {
     #[inline]
     fn is_full(&self) -> bool {
         self.outbox.is_full()
+    }
+
+    fn ask(&mut self, _net: &mut Net, peer: Peer, ask: Ask) {
+        self.outbox.batch.ask(peer, ask);
     }
 
     fn report(&mut self, _net: &mut Net, peer: Peer, id: u64, offset: u32, limit: u32) -> Option<Bytes> {

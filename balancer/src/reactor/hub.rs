@@ -17,6 +17,7 @@ use super::exchange::{
 use super::net::Net;
 use super::totals::Totals;
 use super::{BalancerError, Handle};
+use crate::background::{Ask, Keeper, Noted, Outlet};
 use crate::dialect::{self, Listener};
 use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, Scheduler, Time};
 
@@ -24,6 +25,7 @@ use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload
 #[derive(Debug)]
 pub(super) struct Hub {
     scheduler: Scheduler,
+    keeper: Option<Box<Keeper>>,
     handle: Handle,
     numbering: Numbering,
     totals: Arc<Totals>,
@@ -102,10 +104,16 @@ impl<'a> Effects<'a> for Routed<'_> {
     }
 }
 
+impl Outlet for Routed<'_> {
+    fn take_note(&mut self) -> Option<Noted> {
+        self.net.take_note()
+    }
+}
+
 impl Hub {
     /// The first reactor's part, without a way to any front yet.
     pub(super) fn new(
-        scheduler: Scheduler,
+        (scheduler, keeper): (Scheduler, Option<Box<Keeper>>),
         handle: Handle,
         numbering: Numbering,
         totals: &Arc<Totals>,
@@ -113,6 +121,7 @@ impl Hub {
     ) -> Hub {
         Hub {
             scheduler,
+            keeper,
             handle,
             numbering,
             totals: Arc::clone(totals),
@@ -140,6 +149,7 @@ impl Hub {
             match said {
                 Said::Event(event) if self.farewells.drops(&event) => {}
                 Said::Event(event) => self.handle(net, event),
+                Said::Ask { peer, ask } => self.ask(net, peer, ask.clone()),
                 Said::Status { peer, id, offset, limit } => {
                     let report =
                         dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit);
@@ -196,7 +206,49 @@ impl Decider for Hub {
             farewells: &mut self.farewells,
             numbering: self.numbering,
         };
+        let leaving = match event {
+            Event::Gone { peer } => Some((peer, None)),
+            Event::Cancel { peer, id } => Some((peer, Some(id))),
+            _ => None,
+        };
         self.scheduler.handle(now, event, &mut routed);
+        if let (Some(leaving), Some(keeper)) = (leaving, &mut self.keeper) {
+            keeper.leave(&mut self.scheduler, now, leaving, &mut routed);
+        }
+    }
+
+    fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask) {
+        let now = net.now;
+        let mut routed = Routed {
+            net,
+            outboxes: &mut self.outboxes,
+            farewells: &mut self.farewells,
+            numbering: self.numbering,
+        };
+        if let Some(keeper) = &mut self.keeper {
+            keeper.ask(&mut self.scheduler, now, peer, ask, &mut routed);
+        }
+    }
+
+    fn keep(&mut self, net: &mut Net) {
+        // What the store has answered has effects, too.
+        if self.is_full() {
+            return;
+        }
+        let now = net.now;
+        let mut routed = Routed {
+            net,
+            outboxes: &mut self.outboxes,
+            farewells: &mut self.farewells,
+            numbering: self.numbering,
+        };
+        if let Some(keeper) = &mut self.keeper {
+            keeper.turn(&mut self.scheduler, now, &mut routed);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.keeper.as_ref().is_none_or(|keeper| keeper.is_quiet())
     }
 
     #[inline]
@@ -208,9 +260,13 @@ impl Decider for Hub {
         Some(dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit))
     }
 
-    fn next_timer(&self) -> Option<Time> {
+    fn next_timer(&self, now: Time) -> Option<Time> {
         // What is due has effects, too.
-        if self.is_full() { None } else { self.scheduler.next_timer() }
+        if self.is_full() {
+            return None;
+        }
+        let keeper = self.keeper.as_ref().and_then(|keeper| keeper.next_timer(&self.scheduler, now));
+        [self.scheduler.next_timer(), keeper].into_iter().flatten().min()
     }
 
     fn tick(&mut self, net: &mut Net) {
@@ -293,6 +349,15 @@ impl Decider for Hub {
             outbox.batch.stopping = true;
         }
         let grace = net.settings.grace;
+        if let Some(keeper) = &mut self.keeper {
+            let mut routed = Routed {
+                net,
+                outboxes: &mut self.outboxes,
+                farewells: &mut self.farewells,
+                numbering: self.numbering,
+            };
+            keeper.begin_stopping(&mut routed);
+        }
         self.handle(net, Event::Shutdown { grace });
     }
 
@@ -324,7 +389,7 @@ mod tests {
         let handle = Handle { waker, shutdown: Arc::new(AtomicBool::new(false)) };
         let scheduler = Scheduler::new(Config { unknown_action: UnknownAction::Reject, ..Config::default() });
         let totals = Arc::new(Totals::new(&bells));
-        let mut hub = Hub::new(scheduler, handle, Numbering::new(0, 2), &totals, &bells[0]);
+        let mut hub = Hub::new((scheduler, None), handle, Numbering::new(0, 2), &totals, &bells[0]);
         let (events_out, events_in) = mailbox(&bells[1], &bells[0]);
         let (effects_out, effects_in) = mailbox(&bells[0], &bells[1]);
         hub.connect(effects_out, events_in);
@@ -362,7 +427,7 @@ mod tests {
         assert!(hub.is_full() && to_hub.is_full() && stuck < all, "{stuck} were taken by those who are full");
         let waiting = hub.outboxes[0].batch.size().0;
         assert!(waiting <= 8192, "{waiting} effects wait beyond the mailbox");
-        assert_eq!(hub.next_timer(), None, "what is due waits, too");
+        assert_eq!(hub.next_timer(net.now), None, "what is due waits, too");
 
         let mut answered = 0;
         for _ in 0..10_000 {

@@ -15,6 +15,7 @@ use super::listener::{Acceptor, plan};
 use super::read_buffer::ReadBuffer;
 use super::slab::Connections;
 use super::totals::{Others, Totals};
+use crate::background::Noted;
 use crate::dialect::Context;
 use crate::scheduler::{Peer, Time};
 
@@ -59,6 +60,8 @@ pub(super) struct Net {
     pub(super) stopped: bool,
     /// The scheduler's effects so far.
     pub(super) effects: usize,
+    /// What the scheduler has noted for the keeper, who takes it in the same turn.
+    pub(super) notes: VecDeque<Noted>,
 }
 
 impl Net {
@@ -75,6 +78,7 @@ impl Net {
             heartbeat: settings.scheduler.heartbeat,
             silence: settings.scheduler.silence,
             policy: settings.scheduler.policy,
+            has_store: settings.store.is_some(),
         };
         Net {
             poll,
@@ -99,6 +103,7 @@ impl Net {
             others: Others::default(),
             stopped: false,
             effects: 0,
+            notes: VecDeque::new(),
         }
     }
 

@@ -138,6 +138,12 @@ impl<D: Decider> Reactor<D> {
                         return Stop::Later(from);
                     }
                 }
+                Ok(Step::Ask(ask)) => {
+                    self.decider.ask(&mut self.net, outside, ask);
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
                 Ok(Step::Incomplete) => return Stop::Incomplete(from),
                 Ok(Step::Nothing) => {}
                 Ok(Step::Answer(answer, event)) => {

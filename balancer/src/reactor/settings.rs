@@ -8,6 +8,7 @@ use std::time::Duration;
 use reparto_protocol::limits;
 
 use super::BalancerError;
+use crate::background::StoreSettings;
 use crate::scheduler::Config;
 
 /// Most event loops of a balancer. Long before there are as many, the scheduler is what is waited for.
@@ -29,6 +30,8 @@ pub struct Settings {
     pub workers: SocketAddr,
     /// The scheduler's own settings. Its seed is random by default.
     pub scheduler: Config,
+    /// Where background tasks are kept; `None` for nowhere: they are refused. Default `None`.
+    pub store: Option<StoreSettings>,
     /// Event loops, each with a thread of its own, that connections are spread over; 1 to [`MOST_REACTORS`]. The
     /// scheduler lives on the first. Default 1.
     pub reactors: usize,
@@ -65,6 +68,7 @@ impl Default for Settings {
             clients: ([127, 0, 0, 1], 8888).into(),
             workers: ([127, 0, 0, 1], 8889).into(),
             scheduler: Config { seed: RandomState::new().build_hasher().finish(), ..Config::default() },
+            store: None,
             reactors: 1,
             grace: Duration::from_secs(10),
             max_frame_bytes: limits::DEFAULT_MAX_FRAME_BYTES,

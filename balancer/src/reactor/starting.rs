@@ -18,6 +18,7 @@ use super::net::Net;
 use super::totals::Totals;
 use super::turn::{Reactor, WAKER};
 use super::{Balancer, BalancerError, Handle, Settings};
+use crate::background::Keeper;
 use crate::scheduler::Scheduler;
 
 /// The reactors of a balancer.
@@ -39,13 +40,24 @@ pub(super) fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
     ];
     let [clients, workers] = acceptors.each_ref().map(Acceptor::address);
     let scheduler = Scheduler::new(settings.scheduler.clone());
+    let keeper = match &settings.store {
+        Some(store) => {
+            let waker = Arc::clone(&waker);
+            let wake = move || {
+                // It fails when the balancer is gone, and then nobody waits for it.
+                let _ = waker.wake();
+            };
+            Some(Box::new(Keeper::open(store.clone(), wake)?))
+        }
+        None => None,
+    };
     let reactors = if settings.reactors == 1 {
         let mut net = Net::new(poll, [clients, workers], settings, None);
         net.acceptors = acceptors.into();
-        let alone = Alone { scheduler, handle: handle.clone() };
+        let alone = Alone { scheduler, handle: handle.clone(), keeper };
         Reactors::One(Box::new(Reactor::new(net, alone, Instant::now())))
     } else {
-        several((poll, waker), acceptors, scheduler, handle.clone(), &settings)?
+        several((poll, waker), acceptors, (scheduler, keeper), handle.clone(), &settings)?
     };
     Ok(Balancer { clients, workers, handle, reactors })
 }
@@ -60,7 +72,7 @@ fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
 fn several(
     first: (Poll, Arc<Waker>),
     acceptors: [Acceptor; 2],
-    scheduler: Scheduler,
+    scheduler: (Scheduler, Option<Box<Keeper>>),
     handle: Handle,
     settings: &Settings,
 ) -> Result<Reactors, BalancerError> {

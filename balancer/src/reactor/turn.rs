@@ -108,9 +108,10 @@ impl<D: Decider> Reactor<D> {
             self.settle();
         }
         self.expire();
-        if self.decider.next_timer().is_some_and(|at| at <= self.net.now) {
+        if self.decider.next_timer(self.net.now).is_some_and(|at| at <= self.net.now) {
             self.tick();
         }
+        self.decider.keep(&mut self.net);
         self.settle();
         // The others go on while we write.
         self.send()?;
@@ -137,7 +138,8 @@ impl<D: Decider> Reactor<D> {
             Stop::No => None,
             Stop::Told(at) | Stop::Leaving(at) => Some(at),
         };
-        let next = [self.decider.next_timer(), self.net.deadlines.next(), self.net.accept_again, stop];
+        let next =
+            [self.decider.next_timer(self.net.now), self.net.deadlines.next(), self.net.accept_again, stop];
         // Turns are not free, so time has passed since `now`; a wait that begins at `now` ends a little late,
         // by less than the turn took, which no deadline minds.
         next.into_iter().flatten().min().map(|at| at.since(self.net.now))
@@ -220,7 +222,8 @@ impl<D: Decider> Reactor<D> {
     /// Once the scheduler has stopped, lets every connection take its last bytes and end.
     fn go_on_stopping(&mut self) {
         let Stop::Told(at) = self.stop else { return };
-        if !self.net.stopped && at > self.net.now {
+        let done = self.net.stopped && self.decider.is_quiet();
+        if !done && at > self.net.now {
             return;
         }
         if !self.net.stopped {

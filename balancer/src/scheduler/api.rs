@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use reparto_protocol::{ErrorCode, limits};
+use reparto_protocol::{ErrorCode, TaskState, limits};
 
 use super::payload::Payload;
 
@@ -79,6 +79,105 @@ impl<'a> Submission<'a> {
     }
 }
 
+/// A background task's id, a UUID.
+pub type BackgroundId = [u8; 16];
+
+/// A background task as it comes from its store. The store has it until its end is noted, whatever happens here.
+#[derive(Debug, Clone)]
+pub struct BackgroundTask<'a> {
+    /// Its id. A task that is held here already is not taken in again.
+    pub id: BackgroundId,
+    /// What to do.
+    pub action: &'a str,
+    /// What to do it with.
+    pub payload: Payload<'a>,
+    /// 0 to 9, higher goes first; more counts as 9.
+    pub priority: u8,
+    /// Time within which it must end.
+    pub deadline: Option<Duration>,
+    /// Attempts before it is dead, at least 1.
+    pub max_attempts: u8,
+    /// Attempts used up.
+    pub spent: u8,
+    /// Time before the second attempt, in milliseconds; it doubles with every further one. 0 for at once.
+    pub backoff_first_ms: u32,
+    /// Longest time between two attempts, in milliseconds.
+    pub backoff_most_ms: u32,
+    /// The worker that has it already, as [`Effect::Claim`] said. If it has left, the task is queued.
+    pub holder: Option<Peer>,
+}
+
+/// What a store must be told of a background task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note<'a> {
+    /// A worker has had it for a second.
+    Started,
+    /// It waits again, at no cost, after it was said to have started.
+    Requeued,
+    /// An attempt has failed, and another follows. With a delay the task is the store's alone until then, and comes
+    /// back as an [`Event::Enter`]; without one it is queued already.
+    Retry {
+        /// The worker that had it.
+        worker: Box<str>,
+        /// Why it failed.
+        message: Box<str>,
+        /// How long the next attempt waits.
+        delay: Option<Duration>,
+    },
+    /// It has ended.
+    Ended {
+        /// How: an ended state.
+        state: TaskState,
+        /// Why it has no result.
+        failure: Option<(ErrorCode, Cow<'static, str>)>,
+        /// The result, or what a failure carries.
+        payload: Payload<'a>,
+    },
+    /// It was not taken in: there are as many action names as there may be. It may be handed in again later.
+    Refused,
+}
+
+/// Where a background task stands, for a client. Times are milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Which task.
+    pub task: BackgroundId,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Attempts used.
+    pub attempts: u8,
+    /// When it was taken in.
+    pub created_at_ms: u64,
+    /// When its next attempt may begin, if it waits for that.
+    pub due_at_ms: Option<u64>,
+    /// When it ended.
+    pub ended_at_ms: Option<u64>,
+}
+
+/// What a store says to a client, beside results and failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreAnswer<'a> {
+    /// A task is durable.
+    Accepted {
+        /// Its id.
+        task: BackgroundId,
+        /// Its idempotency key stood for it already.
+        duplicate: bool,
+    },
+    /// Where a task stands.
+    Standing {
+        /// Where.
+        standing: Standing,
+        /// All that is known of it, as JSON, or nothing.
+        payload: Payload<'a>,
+    },
+    /// A page of tasks, as JSON.
+    List {
+        /// The page.
+        payload: Payload<'a>,
+    },
+}
+
 /// A worker as it describes itself. Numbers out of their range count as the nearest one within.
 #[derive(Debug, Clone)]
 pub struct Registration<'a> {
@@ -96,6 +195,8 @@ pub struct Registration<'a> {
     pub service_ns: Option<u64>,
     /// What it can do. Repeated names count once.
     pub actions: Vec<&'a str>,
+    /// Background tasks that it still holds from an earlier connection. They count in its first registration.
+    pub held: Vec<BackgroundId>,
 }
 
 /// How an attempt ended at its worker.
@@ -190,6 +291,24 @@ pub enum Event<'a> {
         /// Time for what runs.
         grace: Duration,
     },
+    /// A background task comes from its store.
+    Enter {
+        /// What.
+        task: BackgroundTask<'a>,
+    },
+    /// A background task is not to be run any more, and its store knows: it was cancelled.
+    Withdraw {
+        /// Which.
+        id: BackgroundId,
+    },
+    /// Nobody wants a task that a worker has named: the answer to [`Effect::Claim`] where it is not
+    /// [`Event::Enter`].
+    Unclaimed {
+        /// Who named it.
+        peer: Peer,
+        /// Which.
+        id: BackgroundId,
+    },
 }
 
 /// Something to be done outside. Carry effects out in their order, before the next event is handed in: an
@@ -276,6 +395,39 @@ pub enum Effect<'a> {
         /// Why, for people.
         message: Cow<'static, str>,
     },
+    /// Tell a background task's store.
+    Note {
+        /// Which task.
+        id: BackgroundId,
+        /// Attempts that it has used.
+        attempts: u8,
+        /// What.
+        note: Note<'a>,
+    },
+    /// What the store says to a client who asked. It goes the way of effects, and is never the scheduler's own.
+    Answer {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the request.
+        id: u64,
+        /// What.
+        answer: StoreAnswer<'a>,
+    },
+    /// A worker has named a background task that is not known here. To be answered with [`Event::Enter`], with this
+    /// worker as its holder, or [`Event::Unclaimed`].
+    Claim {
+        /// The worker.
+        peer: Peer,
+        /// Which task.
+        id: BackgroundId,
+    },
+    /// Tell a worker that a task that it has named is not wanted.
+    Unwanted {
+        /// Whom.
+        peer: Peer,
+        /// Which task.
+        id: BackgroundId,
+    },
     /// After [`Event::Shutdown`]: every task has had its answer. Flush what is to be sent, and end.
     Stopped,
 }
@@ -293,6 +445,10 @@ pub struct Assignment<'a> {
     pub deadline: Option<Time>,
     /// Its key; empty for none.
     pub key: &'a [u8],
+    /// Its id, if it is a background task.
+    pub task_id: Option<BackgroundId>,
+    /// Its worker has it already.
+    pub held: bool,
 }
 
 /// How a worker is chosen for a task. Whatever the policy, free threads anywhere fill before any worker is

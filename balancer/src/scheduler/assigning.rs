@@ -64,6 +64,9 @@ impl Scheduler {
             if deadline != Task::NEVER {
                 self.wheel.set(&mut self.tasks, task, deadline);
             }
+            if self.tasks[task].extra.is_some() {
+                self.arm_background(task);
+            }
         }
         let row = &mut self.workers[worker];
         debug_assert!(row.has_room(), "worker '{}' is given a task over its credits", row.id);

@@ -41,6 +41,12 @@ pub(super) struct Client {
     pub(super) gone: bool,
 }
 
+impl Client {
+    pub(super) fn new(peer: Peer, gone: bool) -> Self {
+        Client { peer, numbers: Numbers::new(), bytes: 0, last_action: NONE, gone }
+    }
+}
+
 /// What a client waits for by one of its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
@@ -66,8 +72,7 @@ impl Scheduler {
         if self.role(peer) != Role::None {
             return;
         }
-        let row = Client { peer, numbers: Numbers::new(), bytes: 0, last_action: NONE, gone: false };
-        let client = self.clients.insert(row);
+        let client = self.clients.insert(Client::new(peer, false));
         self.know_peer(peer, Role::Client(client));
         if self.stopping.is_some() {
             effects.push(Effect::GoAway { peer });
@@ -110,8 +115,12 @@ impl Scheduler {
             row.deadline = self.now.after(deadline);
         }
         if !submission.key.is_empty() {
-            row.extra =
-                Some(Box::new(Extra { key: submission.key.into(), waiters: List::new(), waiting: 0 }));
+            row.extra = Some(Box::new(Extra {
+                key: submission.key.into(),
+                waiters: List::new(),
+                waiting: 0,
+                background: None,
+            }));
         }
         self.bytes += bytes;
         self.clients[client].bytes += bytes;
@@ -300,7 +309,7 @@ impl Scheduler {
     }
 
     /// Enters a client's number for a task whose first waiter it is, or, with the bit, for a waiter's row.
-    fn enter(&mut self, client: u32, id: u64, entry: u32) {
+    pub(super) fn enter(&mut self, client: u32, id: u64, entry: u32) {
         self.owed += 1;
         let (tasks, waiters) = (&self.tasks, &self.waiters);
         debug_assert_eq!(client_id_of(tasks, waiters, entry), id);
@@ -370,8 +379,9 @@ impl Scheduler {
         self.keys.insert(task, hash_of);
     }
 
-    /// Takes a task's key out, so that no one joins it any more.
+    /// Takes a task's key out, so that no one joins it any more, or its id, if it is a background task.
     pub(super) fn remove_key(&mut self, task: u32) {
+        self.forget_background(task);
         if self.tasks[task].key().is_empty() {
             return;
         }

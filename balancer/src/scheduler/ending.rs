@@ -19,6 +19,9 @@ impl Scheduler {
     #[inline]
     pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut impl Effects<'a>) {
         self.each_waiter(task, |peer, id| effects.result(peer, id, payload));
+        if self.tasks[task].extra.is_some() {
+            self.note_done(task, payload, effects);
+        }
         self.counts.done += self.release_waiters(task);
         self.drop_task(task);
     }
@@ -48,6 +51,7 @@ impl Scheduler {
         self.each_waiter(task, |peer, id| {
             effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload });
         });
+        self.note_failed(task, code, message, payload, effects);
         self.counts.failed += self.release_waiters(task);
     }
 
@@ -83,7 +87,7 @@ impl Scheduler {
 
     /// Nobody waits for a task any more. Says how many did.
     #[inline]
-    fn release_waiters(&mut self, task: u32) -> u64 {
+    pub(super) fn release_waiters(&mut self, task: u32) -> u64 {
         let (client, id) = (self.tasks[task].client, self.tasks[task].client_id);
         if client == NONE {
             return 0;
@@ -145,6 +149,9 @@ impl Scheduler {
 
     /// A task's timer has come: its deadline, or the end of its waiting.
     pub(super) fn expire<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
+        if self.runs_for_long(task, effects) {
+            return;
+        }
         let row = &self.tasks[task];
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
@@ -204,6 +211,9 @@ impl Scheduler {
     }
 
     fn answer_shutting_down<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
+        if self.leave_to_store(task) {
+            return;
+        }
         let message = "the balancer is shutting down".into();
         self.answer_failed(task, ErrorCode::ShuttingDown, message, Payload::EMPTY, effects);
         self.abandon(task, effects);

@@ -13,6 +13,7 @@
 //! scheduler.handle(Time(0), Event::ClientJoined { peer: client }, &mut effects);
 //! let registration = Registration {
 //!     request: 1, worker_id: "w1", threads: 1, window: 1, weight: 1, service_ns: None, actions: vec!["upper"],
+//!     held: vec![],
 //! };
 //! scheduler.handle(Time(0), Event::Register { peer: worker, registration }, &mut effects);
 //! effects.clear();
@@ -36,7 +37,8 @@
 //! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`). Workers are chosen
 //! by `choice`, actions by `turns`; the timers of tasks stand in a `wheel`, what is due for workers in a small
 //! ordered set. The rules themselves are in `clients` (submit, cancel, leave), `workers` (register, finish, lost),
-//! `assigning` (queue, assign, feed), `watching` (heartbeats, recall) and `ending` (answering, expiring, stopping).
+//! `assigning` (queue, assign, feed), `watching` (heartbeats, recall), `ending` (answering, expiring, stopping) and
+//! `background` (what a store keeps).
 //!
 //! No event works through what may be a million rows: [`Scheduler::tick`] does a part of it at a time.
 //!
@@ -46,6 +48,7 @@
 
 mod api;
 mod assigning;
+mod background;
 mod choice;
 mod clients;
 mod effects;
@@ -139,6 +142,14 @@ pub struct Scheduler {
     /// To how many beside the first progress may be told now. Grows by one a microsecond, to [`MOST_WAITERS`].
     progress_left: u32,
     progress_at: Time,
+    /// The client without a connection whose tasks are the background tasks; [`NONE`] until there was one.
+    keeper: u32,
+    /// Background tasks, by their ids.
+    background: Table,
+    /// The keeper's number for its latest task.
+    background_number: u64,
+    /// The state of the generator behind jitter.
+    random_state: u64,
     /// Clients that are gone, and have left something behind.
     leaving: VecDeque<u32>,
     stopping: Option<Stopping>,
@@ -232,6 +243,10 @@ impl Scheduler {
             owed: 0,
             progress_left: MOST_WAITERS,
             progress_at: Time(0),
+            keeper: NONE,
+            background: Table::new(),
+            background_number: 0,
+            random_state: config.seed,
             leaving: VecDeque::new(),
             stopping: None,
             work_a_call: WORK_A_CALL,
@@ -298,6 +313,9 @@ impl Scheduler {
                 Role::None => {}
             },
             Event::Shutdown { grace } => self.shut_down(grace, effects),
+            Event::Enter { ref task } => self.take_in(task, effects),
+            Event::Withdraw { ref id } => self.withdraw(id, effects),
+            Event::Unclaimed { peer, id } => self.refuse_claim(peer, id, effects),
         }
     }
 
@@ -364,6 +382,8 @@ impl Scheduler {
             attempt: task.spent.saturating_add(1),
             deadline: (task.deadline != Task::NEVER).then_some(task.deadline),
             key: task.key(),
+            task_id: task.background().map(|background| background.id),
+            held: false,
         }
     }
 

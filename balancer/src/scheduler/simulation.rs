@@ -217,6 +217,7 @@ impl Simulation {
             window,
             weight: self.random.u32(1..6),
             service_ns: self.random.bool().then(|| 1 << self.random.u32(..24)),
+            held: Vec::new(),
             actions: actions.clone(),
         };
         if self.lanes.is_some() {
@@ -520,7 +521,10 @@ impl Simulation {
                 | Event::Progress { peer, .. }
                 | Event::Heard { peer }
                 | Event::Gone { peer } => peer,
-                Event::Shutdown { .. } => unreachable!("that is said to the scheduler itself"),
+                Event::Enter { .. }
+                | Event::Withdraw { .. }
+                | Event::Unclaimed { .. }
+                | Event::Shutdown { .. } => unreachable!("that is said to the scheduler itself"),
             };
             return self.say(peer, &event);
         }

@@ -6,7 +6,7 @@ impl Scheduler {
     /// Counts of what is there now and what has been since the start.
     pub fn totals(&self) -> Totals {
         Totals {
-            clients: self.clients.len() - self.leaving.len(),
+            clients: self.clients.len() - self.leaving.len() - usize::from(self.keeper != super::NONE),
             workers: self.workers.len(),
             actions: self.actions.len(),
             queued: self.queued,

@@ -1,6 +1,7 @@
 //! A task's row: what is known of it, where it is, and who waits for it.
 
 use super::api::Time;
+use super::background::Background;
 use super::payload::Kept;
 use super::slab::{Link, List, NONE};
 use super::wheel::NO_SLOT;
@@ -77,6 +78,8 @@ pub(super) struct Extra {
     pub(super) waiters: List<WaiterLink>,
     /// How many they are.
     pub(super) waiting: u32,
+    /// What background tasks have. They have no key and no waiters.
+    pub(super) background: Option<Background>,
 }
 
 /// Someone who waits for a task beside the first.
@@ -118,6 +121,14 @@ impl Task {
 
     pub(super) fn key(&self) -> &[u8] {
         self.extra.as_ref().map_or(&[], |extra| &extra.key)
+    }
+
+    pub(super) fn background(&self) -> Option<&Background> {
+        self.extra.as_ref()?.background.as_ref()
+    }
+
+    pub(super) fn background_mut(&mut self) -> Option<&mut Background> {
+        self.extra.as_mut()?.background.as_mut()
     }
 
     /// The waiters beside the first.

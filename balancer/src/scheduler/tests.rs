@@ -7,6 +7,7 @@ use reparto_protocol::ErrorCode;
 
 use super::*;
 
+mod background;
 mod bounds;
 mod end;
 mod order;
@@ -33,6 +34,9 @@ enum Out {
     Ping(Peer),
     GoAway(Peer),
     Close(Peer, ErrorCode),
+    Note(BackgroundId, u8, String),
+    Claim(Peer, BackgroundId),
+    Unwanted(Peer, BackgroundId),
     Stopped,
 }
 
@@ -49,8 +53,27 @@ impl From<Effect<'_>> for Out {
             Effect::Ping { peer } => Out::Ping(peer),
             Effect::GoAway { peer } => Out::GoAway(peer),
             Effect::Close { peer, code, .. } => Out::Close(peer, code),
+            Effect::Note { id, attempts, note } => Out::Note(id, attempts, in_short(note)),
+            Effect::Claim { peer, id } => Out::Claim(peer, id),
+            Effect::Unwanted { peer, id } => Out::Unwanted(peer, id),
+            Effect::Answer { .. } => unreachable!("the store is not here"),
             Effect::Stopped => Out::Stopped,
         }
+    }
+}
+
+/// What a store is told, in words.
+fn in_short(note: Note<'_>) -> String {
+    match note {
+        Note::Started => "started".into(),
+        Note::Requeued => "requeued".into(),
+        Note::Refused => "refused".into(),
+        Note::Retry { worker, message, delay: None } => format!("retry at once, {worker}: {message}"),
+        Note::Retry { worker, message, .. } => format!("retry later, {worker}: {message}"),
+        Note::Ended { state, failure: None, payload } => {
+            format!("{state} {}", String::from_utf8_lossy(payload.as_slice()))
+        }
+        Note::Ended { state, failure: Some((code, message)), .. } => format!("{state} {code}: {message}"),
     }
 }
 
@@ -123,6 +146,7 @@ impl World {
             window: room,
             weight: 1,
             service_ns: (room > threads).then_some(1),
+            held: Vec::new(),
             actions: actions.to_vec(),
         };
         self.handle(Event::Register { peer, registration })

@@ -59,6 +59,12 @@ impl Scheduler {
         if self.stopping.is_some() {
             effects.push(Effect::GoAway { peer });
         }
+        if known.is_none() {
+            // What it holds counts before it is given more.
+            for id in &registration.held {
+                self.claim(worker, *id, effects);
+            }
+        }
         self.feed(worker, effects);
     }
 
@@ -205,21 +211,24 @@ impl Scheduler {
             }
             Finish::Retry(message) => {
                 self.workers[worker].failed += 1;
-                self.spend_attempt(task, message, payload, effects);
+                self.spend_attempt(task, (worker, message, true), payload, effects);
             }
             Finish::NotRun if self.tasks[task].recalled || self.workers[worker].draining => {
                 self.requeue(task, effects);
             }
             // Handed back unasked: that must not go on for ever.
-            Finish::NotRun => self.spend_attempt(task, "handed back unasked", payload, effects),
+            Finish::NotRun => {
+                self.spend_attempt(task, (worker, "handed back unasked", true), payload, effects);
+            }
         }
     }
 
-    /// One attempt is used up: the task is queued again, or it was the last.
+    /// One attempt is used up: the task is queued again, or it was the last. Told are the worker, the reason, and
+    /// whether a background task's next attempt is to wait.
     fn spend_attempt<'a>(
         &mut self,
         task: u32,
-        why: &str,
+        (worker, why, backs_off): (u32, &str, bool),
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
@@ -230,7 +239,9 @@ impl Scheduler {
         let row = &mut self.tasks[task];
         row.spent = row.spent.saturating_add(1);
         if row.spent < row.max_attempts {
-            self.requeue(task, effects);
+            if !self.put_off(task, worker, why, backs_off, effects) {
+                self.requeue(task, effects);
+            }
             return;
         }
         let times = if row.spent == 1 { "attempt" } else { "attempts" };
@@ -244,6 +255,7 @@ impl Scheduler {
             self.drop_task(task);
             return;
         }
+        self.note_requeued(task, effects);
         if self.stopping.is_some() {
             let message = "the balancer is shutting down".into();
             self.end_failed(task, ErrorCode::ShuttingDown, message, Payload::EMPTY, effects);
@@ -325,7 +337,7 @@ impl Scheduler {
         for (age, task) in held.into_iter().enumerate().rev() {
             self.take_back(task, worker);
             if age < running as usize {
-                self.spend_attempt(task, &why, Payload::EMPTY, effects);
+                self.spend_attempt(task, (worker, &why, false), Payload::EMPTY, effects);
             } else {
                 self.requeue(task, effects);
             }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use reparto_protocol::ErrorCode;
 
+pub use reparto_protocol::TaskState;
+
 /// Longest name of an action, in bytes.
 pub const MAX_ACTION_LEN: usize = 255;
 /// Longest idempotency key, in bytes.
@@ -96,75 +98,6 @@ impl TaskIds {
 impl Default for TaskIds {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Where a task stands. The numbers stand in the tables and never change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum TaskState {
-    /// Not due yet.
-    Scheduled = 0,
-    /// Waits for a worker.
-    Queued = 1,
-    /// A worker has it.
-    Running = 2,
-    /// Ended with a result.
-    Done = 3,
-    /// Its handler said that it failed for good.
-    Failed = 4,
-    /// Its attempts are used up.
-    Dead = 5,
-    /// Somebody cancelled it.
-    Cancelled = 6,
-    /// Its deadline passed.
-    Expired = 7,
-}
-
-impl TaskState {
-    /// All states, in the order of their numbers.
-    pub const ALL: [TaskState; 8] = [
-        TaskState::Scheduled,
-        TaskState::Queued,
-        TaskState::Running,
-        TaskState::Done,
-        TaskState::Failed,
-        TaskState::Dead,
-        TaskState::Cancelled,
-        TaskState::Expired,
-    ];
-
-    /// Whether it has its outcome.
-    #[must_use]
-    pub fn is_ended(self) -> bool {
-        self >= TaskState::Done
-    }
-
-    /// The state with this number.
-    #[must_use]
-    pub fn from_number(number: u8) -> Option<TaskState> {
-        TaskState::ALL.get(usize::from(number)).copied()
-    }
-
-    /// Its name, as it is shown and as `--state` takes it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            TaskState::Scheduled => "scheduled",
-            TaskState::Queued => "queued",
-            TaskState::Running => "running",
-            TaskState::Done => "done",
-            TaskState::Failed => "failed",
-            TaskState::Dead => "dead",
-            TaskState::Cancelled => "cancelled",
-            TaskState::Expired => "expired",
-        }
-    }
-}
-
-impl fmt::Display for TaskState {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(self.name())
     }
 }
 

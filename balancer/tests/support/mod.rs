@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use reparto_balancer::{Balancer, BalancerError, Handle, Settings};
 use reparto_protocol::{
-    Actions, FrameStream, FrameType, Hello, Message, Outcome, OwnedFrame, Pong, Register, Role, Task,
-    TaskOptions, TaskResult,
+    Actions, FrameStream, FrameType, HeldTasks, Hello, Message, Outcome, OwnedFrame, Pong, Register, Role,
+    Task, TaskOptions, TaskResult,
 };
 
 /// How long a test waits for anything, whatever the machine.
@@ -196,6 +196,7 @@ pub fn register(id: &str, threads: u32) -> Message<'_> {
         window,
         weight: 1,
         service_ns: None,
+        held: HeldTasks::NONE,
         actions,
     })
 }

@@ -2,7 +2,8 @@
 
 use bytes::BytesMut;
 use reparto_protocol::{
-    Actions, Frame, FrameType, HEADER_BYTES, Hello, Message, Pong, Register, Role, Task, TaskOptions, limits,
+    Actions, Frame, FrameType, HEADER_BYTES, HeldTasks, Hello, Message, Pong, Register, Role, Task,
+    TaskOptions, limits,
 };
 
 use super::protocol::ACTION;
@@ -104,6 +105,7 @@ impl WorkerCodec for Worker {
             window: WORKER_WINDOW,
             weight: 1,
             service_ns: Some(self.service_ns),
+            held: HeldTasks::NONE,
             actions: Actions::new(&[ACTION]),
         };
         send(&Message::Register(register), output);

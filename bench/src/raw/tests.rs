@@ -91,6 +91,7 @@ fn a_reparto_worker_answers_every_assignment_with_its_payload() {
                 deadline_ms: None,
                 key: None,
                 task_id: None,
+                held: false,
                 payload: &payload,
             };
             Message::AssignTask(assignment).encode(&mut wire);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use reparto_protocol::{
-    Actions, FrameStream, Hello, Message, OwnedFrame, Ping, Pong, Register, Role, limits,
+    Actions, FrameStream, HeldTasks, Hello, Message, OwnedFrame, Ping, Pong, Register, Role, limits,
 };
 
 use super::ScaleError;
@@ -56,6 +56,7 @@ impl Link {
             window: limits::DEFAULT_WINDOW,
             weight: 1,
             service_ns: Some(1_000),
+            held: HeldTasks::NONE,
             actions: Actions::new(&[ACTION]),
         }));
         self.flush(doing)?;

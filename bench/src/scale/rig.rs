@@ -66,6 +66,7 @@ impl SchedulerRig {
                 window: threads,
                 weight: 1 + worker % 3,
                 service_ns: None,
+                held: Vec::new(),
                 actions: vec![ACTION],
             };
             let event = Event::Register { peer: worker_peer(worker), registration };

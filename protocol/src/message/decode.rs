@@ -1,14 +1,16 @@
 //! Frames into messages: which fields a frame may have, of which form, and what stands in for one that is not there.
 
 use super::{
-    Accepted, Ack, Actions, AssignTask, Cancel, Drain, ErrorMessage, FLAG_BACKGROUND, FLAG_RECALL,
-    FLAG_RESUME, Fetch, GoAway, Hello, Message, OUTCOME_MASK, Outcome, Ping, Pong, Progress, Register, Role,
-    Status, StatusReport, Task, TaskDone, TaskOptions, TaskResult, Welcome,
+    Accepted, Ack, Actions, AssignTask, Cancel, Drain, DropTask, ErrorMessage, FLAG_BACKGROUND,
+    FLAG_DESCRIBE, FLAG_DUPLICATE, FLAG_HELD, FLAG_RECALL, FLAG_RECORD, FLAG_RESUME, Fetch, GoAway,
+    HeldTasks, Hello, ListTasks, Message, OUTCOME_MASK, Outcome, Ping, Pong, Progress, Register, RetryTask,
+    Role, Status, StatusReport, Task, TaskDone, TaskList, TaskOptions, TaskResult, TaskStanding, Welcome,
 };
 use crate::error::{ErrorCode, FrameError};
 use crate::field::{Field, Fields, Tag};
 use crate::frame::{Frame, FrameType};
 use crate::limits;
+use crate::state::TaskState;
 
 impl<'a> Message<'a> {
     /// Understands a frame. Allocates nothing; unknown flags and unknown optional fields are passed over.
@@ -49,11 +51,27 @@ impl<'a> Message<'a> {
             }
             FrameType::Accepted => {
                 let (task_id, _) = required_task_id(frame)?;
-                Message::Accepted(Accepted { id: needed_id(frame)?, task_id })
+                let duplicate = frame.flags & FLAG_DUPLICATE != 0;
+                Message::Accepted(Accepted { id: needed_id(frame)?, task_id, duplicate })
             }
             FrameType::Fetch => {
                 let (task_id, wait_ms) = required_task_id(frame)?;
-                Message::Fetch(Fetch { id: needed_id(frame)?, task_id, wait_ms })
+                let describe = frame.flags & FLAG_DESCRIBE != 0;
+                Message::Fetch(Fetch { id: needed_id(frame)?, task_id, wait_ms, describe })
+            }
+            FrameType::TaskState => Message::TaskState(decode_task_standing(frame)?),
+            FrameType::ListTasks => Message::ListTasks(decode_list_tasks(frame)?),
+            FrameType::TaskList => {
+                only_skippable(frame)?;
+                Message::TaskList(TaskList { id: needed_id(frame)?, payload: frame.payload })
+            }
+            FrameType::RetryTask => {
+                let (task_id, _) = required_task_id(frame)?;
+                Message::RetryTask(RetryTask { id: needed_id(frame)?, task_id })
+            }
+            FrameType::DropTask => {
+                let (task_id, _) = required_task_id(frame)?;
+                Message::DropTask(DropTask { id: needed_id(frame)?, task_id })
             }
             FrameType::Status => decode_status(frame)?,
             FrameType::StatusReport => {
@@ -69,8 +87,8 @@ impl<'a> Message<'a> {
                 Message::Pong(Pong { id })
             }
             FrameType::Cancel => {
-                only_skippable(frame)?;
-                Message::Cancel(Cancel { id, recall: frame.flags & FLAG_RECALL != 0 })
+                let task_id = maybe_task_id(frame)?;
+                Message::Cancel(Cancel { id, task_id, recall: frame.flags & FLAG_RECALL != 0 })
             }
             FrameType::Drain => {
                 only_skippable(frame)?;
@@ -129,6 +147,16 @@ fn message_of<'a>(field: Field<'a>) -> Result<&'a str, FrameError> {
 fn time_of(field: Field<'_>) -> Result<u64, FrameError> {
     let ms = field.u64()?;
     ranged(field, ms, 0, limits::MAX_TIME.as_millis() as u64)
+}
+
+fn moment_of(field: Field<'_>) -> Result<u64, FrameError> {
+    let ms = field.u64()?;
+    ranged(field, ms, 0, limits::MAX_MOMENT_MS)
+}
+
+fn state_of(field: Field<'_>) -> Result<TaskState, FrameError> {
+    let number = field.u8()?;
+    TaskState::from_number(number).ok_or(FrameError::FieldRange { tag: field.tag, value: number.into() })
 }
 
 /// Checks the MAGIC field, which must come first, and gives the version. In another version what follows may
@@ -228,13 +256,15 @@ fn decode_register<'a>(frame: &Frame<'a>) -> Result<Register<'a>, FrameError> {
         weight: weight.unwrap_or(1),
         service_ns: service,
         actions: Actions::decode(frame.payload)?,
+        held: HeldTasks::decode(frame.payload)?,
     })
 }
 
 fn decode_task<'a>(frame: &Frame<'a>) -> Result<Task<'a>, FrameError> {
     let mut action = None;
-    let mut options =
-        TaskOptions { background: frame.flags & FLAG_BACKGROUND != 0, ..TaskOptions::default() };
+    let background = frame.flags & FLAG_BACKGROUND != 0;
+    let record = frame.flags & FLAG_RECORD != 0;
+    let mut options = TaskOptions { background, record, ..TaskOptions::default() };
     each_field(frame, |field| match field.tag {
         Tag::Action => once(&mut action, field, action_of(field)?),
         Tag::Priority => {
@@ -249,6 +279,19 @@ fn decode_task<'a>(frame: &Frame<'a>) -> Result<Task<'a>, FrameError> {
             let value = field.u8()?;
             ranged(field, value.into(), 1, u8::MAX.into())?;
             once(&mut options.max_attempts, field, value)
+        }
+        Tag::DelayMs if background || record => once(&mut options.delay_ms, field, time_of(field)?),
+        Tag::StartAtMs if background || record => once(&mut options.start_at_ms, field, moment_of(field)?),
+        Tag::BackoffFirstMs if background || record => {
+            once(&mut options.backoff_first_ms, field, field.u32()?)
+        }
+        Tag::BackoffMostMs if background || record => once(&mut options.backoff_most_ms, field, field.u32()?),
+        Tag::IdempotencyKey if background || record => {
+            let key = field.bytes(1, limits::MAX_IDEMPOTENCY_KEY_BYTES)?;
+            once(&mut options.idempotency_key, field, key)
+        }
+        Tag::IdempotencyMs if background || record => {
+            once(&mut options.idempotency_ms, field, time_of(field)?)
         }
         _ => Ok(()),
     })?;
@@ -277,6 +320,7 @@ fn decode_assign_task<'a>(frame: &Frame<'a>) -> Result<AssignTask<'a>, FrameErro
         deadline_ms,
         key,
         task_id,
+        held: frame.flags & FLAG_HELD != 0,
         payload: frame.payload,
     })
 }
@@ -343,4 +387,51 @@ fn required_task_id(frame: &Frame<'_>) -> Result<([u8; 16], u64), FrameError> {
         _ => Ok(()),
     })?;
     Ok((task_id.ok_or_else(|| missing(frame, Tag::TaskId))?, wait_ms.unwrap_or(0)))
+}
+
+fn maybe_task_id(frame: &Frame<'_>) -> Result<Option<[u8; 16]>, FrameError> {
+    let mut task_id = None;
+    each_field(frame, |field| match field.tag {
+        Tag::TaskId => once(&mut task_id, field, field.id()?),
+        _ => Ok(()),
+    })?;
+    Ok(task_id)
+}
+
+fn decode_task_standing<'a>(frame: &Frame<'a>) -> Result<TaskStanding<'a>, FrameError> {
+    let (mut task_id, mut state, mut attempts) = (None, None, None);
+    let (mut created, mut due, mut ended) = (None, None, None);
+    each_field(frame, |field| match field.tag {
+        Tag::TaskId => once(&mut task_id, field, field.id()?),
+        Tag::State => once(&mut state, field, state_of(field)?),
+        Tag::Attempts => once(&mut attempts, field, field.u8()?),
+        Tag::CreatedAtMs => once(&mut created, field, moment_of(field)?),
+        Tag::DueAtMs => once(&mut due, field, moment_of(field)?),
+        Tag::EndedAtMs => once(&mut ended, field, moment_of(field)?),
+        _ => Ok(()),
+    })?;
+    Ok(TaskStanding {
+        id: needed_id(frame)?,
+        task_id: task_id.ok_or_else(|| missing(frame, Tag::TaskId))?,
+        state: state.ok_or_else(|| missing(frame, Tag::State))?,
+        attempts: attempts.unwrap_or(0),
+        created_at_ms: created.ok_or_else(|| missing(frame, Tag::CreatedAtMs))?,
+        due_at_ms: due,
+        ended_at_ms: ended,
+        payload: frame.payload,
+    })
+}
+
+fn decode_list_tasks<'a>(frame: &Frame<'a>) -> Result<ListTasks<'a>, FrameError> {
+    let (mut action, mut state, mut since, mut before, mut limit) = (None, None, None, None, None);
+    each_field(frame, |field| match field.tag {
+        Tag::Action => once(&mut action, field, action_of(field)?),
+        Tag::State => once(&mut state, field, state_of(field)?),
+        Tag::SinceMs => once(&mut since, field, moment_of(field)?),
+        Tag::TaskId => once(&mut before, field, field.id()?),
+        Tag::Limit => once(&mut limit, field, field.u32()?),
+        _ => Ok(()),
+    })?;
+    let limit = limit.unwrap_or(u32::MAX);
+    Ok(ListTasks { id: needed_id(frame)?, action, state, since_ms: since, before, limit })
 }

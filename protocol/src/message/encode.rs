@@ -4,7 +4,8 @@ use byteorder::{BigEndian, ByteOrder};
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    AssignTask, FLAG_BACKGROUND, FLAG_RECALL, FLAG_RESUME, Message, Outcome, Register, Role, Task, TaskDone,
+    AssignTask, FLAG_BACKGROUND, FLAG_DESCRIBE, FLAG_DUPLICATE, FLAG_HELD, FLAG_RECALL, FLAG_RECORD,
+    FLAG_RESUME, ListTasks, Message, Outcome, Register, Role, Task, TaskDone, TaskStanding,
 };
 use crate::error::FrameError;
 use crate::field::{self, Tag};
@@ -69,7 +70,7 @@ impl<'a> Message<'a> {
 
     /// Appends header and fields only, for a payload of `payload_bytes` that travels behind them by itself.
     ///
-    /// A REGISTER's payload is its actions, which this writes; `payload_bytes` is ignored for it.
+    /// A REGISTER's payload is its actions and the tasks that it names, which this writes; `payload_bytes` is ignored for it.
     #[inline]
     pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
         match self {
@@ -120,12 +121,19 @@ impl<'a> Message<'a> {
                 head.end(out, 0);
             }
             Message::Accepted(m) => {
-                let head = HeadWriter::begin(out, FrameType::Accepted, 0, m.id);
-                field::put_bytes(out, Tag::TaskId, &m.task_id, 16);
-                head.end(out, 0);
+                let flags = if m.duplicate { FLAG_DUPLICATE } else { 0 };
+                put_task_id_alone(out, FrameType::Accepted, flags, m.id, &m.task_id);
+            }
+            Message::RetryTask(m) => put_task_id_alone(out, FrameType::RetryTask, 0, m.id, &m.task_id),
+            Message::DropTask(m) => put_task_id_alone(out, FrameType::DropTask, 0, m.id, &m.task_id),
+            Message::TaskState(m) => encode_task_standing(m, out, payload_bytes),
+            Message::ListTasks(m) => encode_list_tasks(m, out),
+            Message::TaskList(m) => {
+                HeadWriter::begin(out, FrameType::TaskList, 0, m.id).end(out, payload_bytes);
             }
             Message::Fetch(m) => {
-                let head = HeadWriter::begin(out, FrameType::Fetch, 0, m.id);
+                let flags = if m.describe { FLAG_DESCRIBE } else { 0 };
+                let head = HeadWriter::begin(out, FrameType::Fetch, flags, m.id);
                 field::put_bytes(out, Tag::TaskId, &m.task_id, 16);
                 if m.wait_ms != 0 {
                     field::put_u64(out, Tag::WaitMs, m.wait_ms);
@@ -162,7 +170,11 @@ impl<'a> Message<'a> {
             Message::Pong(m) => HeadWriter::begin(out, FrameType::Pong, 0, m.id).end(out, 0),
             Message::Cancel(m) => {
                 let flags = if m.recall { FLAG_RECALL } else { 0 };
-                HeadWriter::begin(out, FrameType::Cancel, flags, m.id).end(out, 0);
+                let head = HeadWriter::begin(out, FrameType::Cancel, flags, m.id);
+                if let Some(task_id) = m.task_id {
+                    field::put_bytes(out, Tag::TaskId, &task_id, 16);
+                }
+                head.end(out, 0);
             }
             Message::Drain(m) => {
                 let flags = if m.resume { FLAG_RESUME } else { 0 };
@@ -181,6 +193,8 @@ impl<'a> Message<'a> {
             Message::Progress(m) => m.payload,
             Message::Error(m) => m.payload,
             Message::StatusReport(m) => m.payload,
+            Message::TaskState(m) => m.payload,
+            Message::TaskList(m) => m.payload,
             _ => &[],
         }
     }
@@ -226,8 +240,50 @@ fn put_key(out: &mut BytesMut, key: Option<&[u8]>) {
     }
 }
 
+fn put_task_id_alone(out: &mut BytesMut, kind: FrameType, flags: u8, id: u64, task_id: &[u8; 16]) {
+    let head = HeadWriter::begin(out, kind, flags, id);
+    field::put_bytes(out, Tag::TaskId, task_id, 16);
+    head.end(out, 0);
+}
+
+fn encode_task_standing(m: &TaskStanding<'_>, out: &mut BytesMut, payload_bytes: usize) {
+    let head = HeadWriter::begin(out, FrameType::TaskState, 0, m.id);
+    field::put_bytes(out, Tag::TaskId, &m.task_id, 16);
+    field::put_u8(out, Tag::State, m.state as u8);
+    field::put_u8(out, Tag::Attempts, m.attempts);
+    field::put_u64(out, Tag::CreatedAtMs, m.created_at_ms);
+    if let Some(ms) = m.due_at_ms {
+        field::put_u64(out, Tag::DueAtMs, ms);
+    }
+    if let Some(ms) = m.ended_at_ms {
+        field::put_u64(out, Tag::EndedAtMs, ms);
+    }
+    head.end(out, payload_bytes);
+}
+
+fn encode_list_tasks(m: &ListTasks<'_>, out: &mut BytesMut) {
+    let head = HeadWriter::begin(out, FrameType::ListTasks, 0, m.id);
+    if let Some(action) = m.action {
+        put_action(out, action);
+    }
+    if let Some(state) = m.state {
+        field::put_u8(out, Tag::State, state as u8);
+    }
+    if let Some(ms) = m.since_ms {
+        field::put_u64(out, Tag::SinceMs, ms);
+    }
+    if let Some(before) = m.before {
+        field::put_bytes(out, Tag::TaskId, &before, 16);
+    }
+    field::put_u32(out, Tag::Limit, m.limit);
+    head.end(out, 0);
+}
+
 fn encode_task(m: &Task<'_>, out: &mut BytesMut, payload_bytes: usize) {
-    let flags = if m.options.background { FLAG_BACKGROUND } else { 0 };
+    let mut flags = if m.options.background { FLAG_BACKGROUND } else { 0 };
+    if m.options.record {
+        flags |= FLAG_RECORD;
+    }
     let head = HeadWriter::begin(out, FrameType::Task, flags, m.id);
     put_action(out, m.action);
     if let Some(priority) = m.options.priority {
@@ -243,7 +299,32 @@ fn encode_task(m: &Task<'_>, out: &mut BytesMut, payload_bytes: usize) {
     if let Some(attempts) = m.options.max_attempts {
         field::put_u8(out, Tag::MaxAttempts, attempts);
     }
+    if m.options.background || m.options.record {
+        put_kept_options(m, out);
+    }
     head.end(out, payload_bytes);
+}
+
+/// The options that only tasks have that are kept.
+fn put_kept_options(m: &Task<'_>, out: &mut BytesMut) {
+    if let Some(ms) = m.options.delay_ms {
+        field::put_u64(out, Tag::DelayMs, ms);
+    }
+    if let Some(ms) = m.options.start_at_ms {
+        field::put_u64(out, Tag::StartAtMs, ms);
+    }
+    if let Some(ms) = m.options.backoff_first_ms {
+        field::put_u32(out, Tag::BackoffFirstMs, ms);
+    }
+    if let Some(ms) = m.options.backoff_most_ms {
+        field::put_u32(out, Tag::BackoffMostMs, ms);
+    }
+    if let Some(key) = m.options.idempotency_key.filter(|key| !key.is_empty()) {
+        field::put_name(out, Tag::IdempotencyKey, key, limits::MAX_IDEMPOTENCY_KEY_BYTES);
+    }
+    if let Some(ms) = m.options.idempotency_ms {
+        field::put_u64(out, Tag::IdempotencyMs, ms);
+    }
 }
 
 impl TaskDone<'_> {
@@ -262,7 +343,7 @@ impl AssignTask<'_> {
     pub fn encode_head(&self, out: &mut BytesMut, payload_bytes: usize) {
         let bare = self.attempt == 1 && self.deadline_ms.is_none() && self.key.is_none();
         let action = self.action.as_bytes();
-        if !bare || self.task_id.is_some() || action.len() > limits::MAX_ACTION_BYTES {
+        if !bare || self.task_id.is_some() || self.held || action.len() > limits::MAX_ACTION_BYTES {
             return encode_assign_task(self, out, payload_bytes);
         }
         let fields_bytes = (field::FIELD_HEADER_BYTES + action.len()) as u16;
@@ -278,7 +359,8 @@ impl AssignTask<'_> {
 }
 
 fn encode_assign_task(m: &AssignTask<'_>, out: &mut BytesMut, payload_bytes: usize) {
-    let head = HeadWriter::begin(out, FrameType::AssignTask, 0, m.id);
+    let flags = if m.held { FLAG_HELD } else { 0 };
+    let head = HeadWriter::begin(out, FrameType::AssignTask, flags, m.id);
     put_action(out, m.action);
     if m.attempt != 1 {
         field::put_u8(out, Tag::Attempt, m.attempt);
@@ -304,11 +386,16 @@ fn encode_register(m: &Register<'_>, out: &mut BytesMut) {
     }
     // One too many is sent too, so that the reader refuses what it would otherwise know only in part.
     let actions = || m.actions.iter().take(limits::MAX_ACTIONS_PER_WORKER + 1);
-    let payload_bytes = actions()
+    let held = || m.held.iter().take(limits::MAX_HELD_TASKS + 1);
+    let action_bytes: usize = actions()
         .map(|action| field::FIELD_HEADER_BYTES + action.len().min(limits::MAX_ACTION_BYTES + 1))
         .sum();
-    head.end(out, payload_bytes);
+    let held_bytes = held().count() * (field::FIELD_HEADER_BYTES + 16);
+    head.end(out, action_bytes + held_bytes);
     for action in actions() {
         put_action(out, action);
+    }
+    for task_id in held() {
+        field::put_bytes(out, Tag::TaskId, &task_id, 16);
     }
 }

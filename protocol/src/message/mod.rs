@@ -6,6 +6,7 @@ mod encode;
 use crate::error::{ErrorCode, FrameError};
 use crate::field::{Fields, Tag};
 use crate::limits;
+use crate::state::TaskState;
 
 /// Who opened a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl std::fmt::Debug for Hello<'_> {
 pub struct Welcome<'a> {
     /// The version that both will speak.
     pub version: u16,
-    /// Features that the balancer has, a bit each; no bit has a meaning yet.
+    /// Features that the balancer has, a bit each: [`limits::FEATURE_BACKGROUND`].
     pub features: u64,
     /// Largest frame that the balancer takes, in bytes, header included.
     pub max_frame_bytes: u32,
@@ -106,6 +107,70 @@ impl<'a> Actions<'a> {
     }
 }
 
+/// The background tasks that a REGISTER names as still held, as they stand in its payload. They were checked when it
+/// was decoded.
+#[derive(Clone, Copy)]
+pub struct HeldTasks<'a>(HeldList<'a>);
+
+#[derive(Clone, Copy)]
+enum HeldList<'a> {
+    Encoded(&'a [u8]),
+    Ids(&'a [[u8; 16]]),
+}
+
+impl<'a> HeldTasks<'a> {
+    /// None.
+    pub const NONE: HeldTasks<'static> = HeldTasks(HeldList::Ids(&[]));
+
+    /// Tasks to be named, at most [`limits::MAX_HELD_TASKS`]. A frame with more is refused by its reader.
+    pub fn new(ids: &'a [[u8; 16]]) -> Self {
+        HeldTasks(HeldList::Ids(ids))
+    }
+
+    /// The tasks' ids, in the order they were sent.
+    pub fn iter(self) -> impl Iterator<Item = [u8; 16]> + 'a {
+        let (encoded, ids): (&'a [u8], &'a [[u8; 16]]) = match self.0 {
+            HeldList::Encoded(bytes) => (bytes, &[]),
+            HeldList::Ids(ids) => (&[], ids),
+        };
+        // What is no id here was passed over when the frame was decoded, too.
+        let decoded = Fields::new(encoded)
+            .filter_map(Result::ok)
+            .filter(|field| field.tag == Tag::TaskId)
+            .filter_map(|field| field.id().ok());
+        decoded.chain(ids.iter().copied())
+    }
+
+    fn decode(payload: &'a [u8]) -> Result<Self, FrameError> {
+        let mut count = 0;
+        for field in Fields::new(payload) {
+            let field = field?;
+            if field.tag == Tag::TaskId {
+                field.id()?;
+                count += 1;
+                if count > limits::MAX_HELD_TASKS {
+                    return Err(FrameError::Repeated { tag: Tag::TaskId });
+                }
+            }
+        }
+        Ok(if count == 0 { HeldTasks::NONE } else { HeldTasks(HeldList::Encoded(payload)) })
+    }
+}
+
+impl PartialEq for HeldTasks<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for HeldTasks<'_> {}
+
+impl std::fmt::Debug for HeldTasks<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 impl PartialEq for Actions<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.iter().eq(other.iter())
@@ -137,6 +202,8 @@ pub struct Register<'a> {
     pub service_ns: Option<u64>,
     /// What it can do.
     pub actions: Actions<'a>,
+    /// Background tasks that it still holds from an earlier connection.
+    pub held: HeldTasks<'a>,
 }
 
 /// ACK: a REGISTER or DRAIN is in force.
@@ -163,6 +230,20 @@ pub struct TaskOptions<'a> {
     pub max_attempts: Option<u8>,
     /// It outlives its client, and its result is kept.
     pub background: bool,
+    /// It lives with its client, and its result is kept as well.
+    pub record: bool,
+    /// Time before it may begin, in milliseconds from its arrival. This and what follows is for tasks that are kept.
+    pub delay_ms: Option<u64>,
+    /// When it may begin, in milliseconds since 1970, UTC. With a delay as well the later moment counts.
+    pub start_at_ms: Option<u64>,
+    /// Time before its second attempt, in milliseconds; it doubles with every further one.
+    pub backoff_first_ms: Option<u32>,
+    /// The longest time between two attempts, in milliseconds.
+    pub backoff_most_ms: Option<u32>,
+    /// Within its window the same key of the same action stands for the same task. An empty key is none.
+    pub idempotency_key: Option<&'a [u8]>,
+    /// How long the key stands for the task, in milliseconds.
+    pub idempotency_ms: Option<u64>,
 }
 
 /// TASK: a client's task.
@@ -185,6 +266,8 @@ pub struct Accepted {
     pub id: u64,
     /// The task's id, a UUID.
     pub task_id: [u8; 16],
+    /// Its idempotency key stands for this task already, and nothing new was taken in.
+    pub duplicate: bool,
 }
 
 /// ASSIGN_TASK: a task for a worker.
@@ -202,6 +285,8 @@ pub struct AssignTask<'a> {
     pub key: Option<&'a [u8]>,
     /// A durable task's id.
     pub task_id: Option<[u8; 16]>,
+    /// The worker has it already, as it said in its REGISTER; the payload is left out.
+    pub held: bool,
     /// What to do it with.
     pub payload: &'a [u8],
 }
@@ -256,11 +341,15 @@ pub struct Progress<'a> {
     pub payload: &'a [u8],
 }
 
-/// CANCEL: stop a task. From a client by the task's number, to a worker by the assignment's.
+/// CANCEL: stop a task. From a client by the task's number, to a worker by the assignment's; or by a background task's
+/// id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cancel {
-    /// The task's or assignment's number.
+    /// The task's or assignment's number; with a `task_id` the number of this request, which its answer repeats, and
+    /// 0 to a worker.
     pub id: u64,
+    /// The background task, if that is what is meant.
+    pub task_id: Option<[u8; 16]>,
     /// To a worker: hand it back if it has not begun, and let it run on if it has.
     pub recall: bool,
 }
@@ -337,6 +426,73 @@ pub struct Fetch {
     pub task_id: [u8; 16],
     /// Time to wait for the outcome, in milliseconds; 0 answers at once.
     pub wait_ms: u64,
+    /// Answer with TASK_STATE and all that is known of the task, ended or not.
+    pub describe: bool,
+}
+
+/// TASK_STATE: where a background task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskStanding<'a> {
+    /// The request's number.
+    pub id: u64,
+    /// The task's id.
+    pub task_id: [u8; 16],
+    /// Where it stands.
+    pub state: TaskState,
+    /// Attempts that it has used.
+    pub attempts: u8,
+    /// When it was taken in, in milliseconds since 1970, UTC.
+    pub created_at_ms: u64,
+    /// When its next attempt may begin, if it waits for that.
+    pub due_at_ms: Option<u64>,
+    /// When it ended, if it has.
+    pub ended_at_ms: Option<u64>,
+    /// A JSON object, if the request asked for one; docs/PROTOCOL.md says what stands in it.
+    pub payload: &'a [u8],
+}
+
+/// LIST_TASKS: which background tasks are there? The newest come first, a page at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListTasks<'a> {
+    /// The asker's number, not 0, repeated by the answer.
+    pub id: u64,
+    /// Only this action's.
+    pub action: Option<&'a str>,
+    /// Only those in this state.
+    pub state: Option<TaskState>,
+    /// Only those taken in then or later, in milliseconds since 1970, UTC.
+    pub since_ms: Option<u64>,
+    /// Go on where the page before ended: its `next`.
+    pub before: Option<[u8; 16]>,
+    /// Tasks to give at most; the balancer may give fewer.
+    pub limit: u32,
+}
+
+/// TASK_LIST: the answer to LIST_TASKS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskList<'a> {
+    /// The request's number.
+    pub id: u64,
+    /// A JSON object; docs/PROTOCOL.md says what stands in it.
+    pub payload: &'a [u8],
+}
+
+/// RETRY_TASK: give a dead task all its attempts anew. Answered with TASK_STATE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryTask {
+    /// The asker's number, not 0, repeated by the answer.
+    pub id: u64,
+    /// The task's id.
+    pub task_id: [u8; 16],
+}
+
+/// DROP_TASK: forget an ended task, its result and its history. Answered with TASK_STATE, as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropTask {
+    /// The asker's number, not 0, repeated by the answer.
+    pub id: u64,
+    /// The task's id.
+    pub task_id: [u8; 16],
 }
 
 /// Any frame, understood.
@@ -369,6 +525,11 @@ pub enum Message<'a> {
     Progress(Progress<'a>),
     Cancel(Cancel),
     Fetch(Fetch),
+    TaskState(TaskStanding<'a>),
+    ListTasks(ListTasks<'a>),
+    TaskList(TaskList<'a>),
+    RetryTask(RetryTask),
+    DropTask(DropTask),
     Register(Register<'a>),
     Ack(Ack),
     AssignTask(AssignTask<'a>),
@@ -378,6 +539,14 @@ pub enum Message<'a> {
 
 /// TASK: outlives its client.
 const FLAG_BACKGROUND: u8 = 0x01;
+/// TASK: lives with its client, and is kept.
+const FLAG_RECORD: u8 = 0x02;
+/// ACCEPTED: the key stands for this task already.
+const FLAG_DUPLICATE: u8 = 0x01;
+/// FETCH: answer with TASK_STATE in any case, and with all that is known.
+const FLAG_DESCRIBE: u8 = 0x01;
+/// ASSIGN_TASK: the worker has it already.
+const FLAG_HELD: u8 = 0x01;
 /// TASK_RESULT: how the attempt ended, in the lowest two bits.
 const OUTCOME_MASK: u8 = 0x03;
 /// CANCEL: hand back what has not begun.

@@ -3,9 +3,9 @@
 
 use bytes::BytesMut;
 use reparto_protocol::{
-    Accepted, Ack, Actions, AssignTask, Cancel, Drain, ErrorCode, ErrorMessage, Fetch, GoAway, Hello,
-    Message, Outcome, Ping, Pong, Progress, Register, Role, Status, StatusReport, Task, TaskDone,
-    TaskOptions, TaskResult, Welcome,
+    Accepted, Ack, Actions, AssignTask, Cancel, Drain, DropTask, ErrorCode, ErrorMessage, Fetch, GoAway,
+    HeldTasks, Hello, ListTasks, Message, Outcome, Ping, Pong, Progress, Register, RetryTask, Role, Status,
+    StatusReport, Task, TaskDone, TaskList, TaskOptions, TaskResult, TaskStanding, TaskState, Welcome,
 };
 use serde_json::{Map, Value, json};
 
@@ -60,26 +60,48 @@ pub(crate) fn to_json(message: &Message<'_>) -> Value {
             "type": "TASK", "id": m.id, "background": m.options.background, "action": m.action,
             "priority": m.options.priority, "deadline_ms": m.options.deadline_ms, "wait_ms": m.options.wait_ms,
             "key_hex": m.options.key.map(to_hex), "max_attempts": m.options.max_attempts,
-            "payload_hex": to_hex(m.payload),
+            "record": m.options.record.then_some(true), "delay_ms": m.options.delay_ms,
+            "start_at_ms": m.options.start_at_ms, "backoff_first_ms": m.options.backoff_first_ms,
+            "backoff_most_ms": m.options.backoff_most_ms,
+            "idempotency_key_hex": m.options.idempotency_key.map(to_hex),
+            "idempotency_ms": m.options.idempotency_ms, "payload_hex": to_hex(m.payload),
         }),
-        Message::Accepted(m) => json!({"type": "ACCEPTED", "id": m.id, "task_id": uuid(&m.task_id)}),
+        Message::Accepted(m) => json!({
+            "type": "ACCEPTED", "id": m.id, "task_id": uuid(&m.task_id), "duplicate": m.duplicate.then_some(true),
+        }),
         Message::Result(m) => json!({"type": "RESULT", "id": m.id, "payload_hex": to_hex(m.payload)}),
         Message::Progress(m) => json!({
             "type": "PROGRESS", "id": m.id, "done": m.done, "total": m.total, "payload_hex": to_hex(m.payload),
         }),
-        Message::Cancel(m) => json!({"type": "CANCEL", "id": m.id, "recall": m.recall}),
-        Message::Fetch(m) => {
-            json!({"type": "FETCH", "id": m.id, "task_id": uuid(&m.task_id), "wait_ms": m.wait_ms})
-        }
+        Message::Cancel(m) => json!({
+            "type": "CANCEL", "id": m.id, "task_id": m.task_id.as_ref().map(uuid), "recall": m.recall,
+        }),
+        Message::Fetch(m) => json!({
+            "type": "FETCH", "id": m.id, "task_id": uuid(&m.task_id), "wait_ms": m.wait_ms,
+            "describe": m.describe.then_some(true),
+        }),
+        Message::TaskState(m) => json!({
+            "type": "TASK_STATE", "id": m.id, "task_id": uuid(&m.task_id), "state": m.state.name(),
+            "attempts": m.attempts, "created_at_ms": m.created_at_ms, "due_at_ms": m.due_at_ms,
+            "ended_at_ms": m.ended_at_ms, "payload_hex": to_hex(m.payload),
+        }),
+        Message::ListTasks(m) => json!({
+            "type": "LIST_TASKS", "id": m.id, "action": m.action, "state": m.state.map(TaskState::name),
+            "since_ms": m.since_ms, "task_id": m.before.as_ref().map(uuid), "limit": m.limit,
+        }),
+        Message::TaskList(m) => json!({"type": "TASK_LIST", "id": m.id, "payload_hex": to_hex(m.payload)}),
+        Message::RetryTask(m) => json!({"type": "RETRY_TASK", "id": m.id, "task_id": uuid(&m.task_id)}),
+        Message::DropTask(m) => json!({"type": "DROP_TASK", "id": m.id, "task_id": uuid(&m.task_id)}),
         Message::Register(m) => json!({
             "type": "REGISTER", "id": m.id, "worker_id": m.worker_id, "threads": m.threads, "window": m.window,
             "weight": m.weight, "service_ns": m.service_ns, "actions": m.actions.iter().collect::<Vec<_>>(),
+            "held": Some(m.held.iter().map(|id| uuid(&id)).collect::<Vec<_>>()).filter(|held| !held.is_empty()),
         }),
         Message::Ack(m) => json!({"type": "ACK", "id": m.id, "window": m.window}),
         Message::AssignTask(m) => json!({
             "type": "ASSIGN_TASK", "id": m.id, "action": m.action, "attempt": m.attempt,
             "deadline_ms": m.deadline_ms, "key_hex": m.key.map(to_hex), "task_id": m.task_id.as_ref().map(uuid),
-            "payload_hex": to_hex(m.payload),
+            "held": m.held.then_some(true), "payload_hex": to_hex(m.payload),
         }),
         Message::TaskResult(m) => json!({
             "type": "TASK_RESULT", "id": m.id, "outcome": outcome_name(m.outcome), "message": m.message,
@@ -110,6 +132,16 @@ impl Values<'_> {
     fn flag(&self, key: &str) -> bool {
         self.0.get(key).and_then(Value::as_bool).unwrap_or_else(|| panic!("no flag {key}"))
     }
+    /// A flag that is left out when it is off.
+    fn is_on(&self, key: &str) -> bool {
+        self.0.contains_key(key) && self.flag(key)
+    }
+    fn maybe_text(&self, key: &str) -> Option<&str> {
+        self.0.contains_key(key).then(|| self.text(key))
+    }
+    fn maybe_state(&self) -> Option<TaskState> {
+        self.maybe_text("state").map(|name| TaskState::from_name(name).expect("a known state"))
+    }
     fn maybe_bytes(&self, key: &str) -> Option<Vec<u8>> {
         self.0.contains_key(key).then(|| from_hex(self.text(key)))
     }
@@ -126,10 +158,16 @@ pub(crate) fn encode_json(json: &Value) -> BytesMut {
     let payload = payload_held.as_slice();
     let key_held = v.maybe_bytes("key_hex");
     let key = key_held.as_deref();
+    let idempotency_key = v.maybe_bytes("idempotency_key_hex");
     let token = v.maybe_bytes("token_hex").unwrap_or_default();
     let names: Vec<&str> =
         json["actions"].as_array().map_or(Vec::new(), |list| list.iter().filter_map(Value::as_str).collect());
     let task_id = v.maybe_id("task_id");
+    let own_task_id = || task_id.expect("a task_id");
+    let is_register = v.text("type") == "REGISTER";
+    let named = json["held"].as_array().filter(|_| is_register).map_or(Vec::new(), |list| {
+        list.iter().map(|id| from_hex(id.as_str().unwrap_or_default()).try_into().expect("a UUID")).collect()
+    });
     let message = match v.text("type") {
         "HELLO" => Message::Hello(Hello {
             version: v.number("version"),
@@ -165,18 +203,51 @@ pub(crate) fn encode_json(json: &Value) -> BytesMut {
                 key,
                 max_attempts: v.maybe_number("max_attempts"),
                 background: v.flag("background"),
+                record: v.is_on("record"),
+                delay_ms: v.maybe_number("delay_ms"),
+                start_at_ms: v.maybe_number("start_at_ms"),
+                backoff_first_ms: v.maybe_number("backoff_first_ms"),
+                backoff_most_ms: v.maybe_number("backoff_most_ms"),
+                idempotency_key: idempotency_key.as_deref(),
+                idempotency_ms: v.maybe_number("idempotency_ms"),
             };
             Message::Task(Task { id, action: v.text("action"), options, payload })
         }
-        "ACCEPTED" => Message::Accepted(Accepted { id, task_id: task_id.expect("a task_id") }),
+        "ACCEPTED" => {
+            Message::Accepted(Accepted { id, task_id: own_task_id(), duplicate: v.is_on("duplicate") })
+        }
         "RESULT" => Message::Result(TaskDone { id, payload }),
         "PROGRESS" => {
             Message::Progress(Progress { id, done: v.number("done"), total: v.number("total"), payload })
         }
-        "CANCEL" => Message::Cancel(Cancel { id, recall: v.flag("recall") }),
-        "FETCH" => {
-            Message::Fetch(Fetch { id, task_id: task_id.expect("a task_id"), wait_ms: v.number("wait_ms") })
-        }
+        "CANCEL" => Message::Cancel(Cancel { id, task_id, recall: v.flag("recall") }),
+        "FETCH" => Message::Fetch(Fetch {
+            id,
+            task_id: own_task_id(),
+            wait_ms: v.number("wait_ms"),
+            describe: v.is_on("describe"),
+        }),
+        "TASK_STATE" => Message::TaskState(TaskStanding {
+            id,
+            task_id: own_task_id(),
+            state: v.maybe_state().expect("a state"),
+            attempts: v.number("attempts"),
+            created_at_ms: v.number("created_at_ms"),
+            due_at_ms: v.maybe_number("due_at_ms"),
+            ended_at_ms: v.maybe_number("ended_at_ms"),
+            payload,
+        }),
+        "LIST_TASKS" => Message::ListTasks(ListTasks {
+            id,
+            action: v.maybe_text("action"),
+            state: v.maybe_state(),
+            since_ms: v.maybe_number("since_ms"),
+            before: task_id,
+            limit: v.number("limit"),
+        }),
+        "TASK_LIST" => Message::TaskList(TaskList { id, payload }),
+        "RETRY_TASK" => Message::RetryTask(RetryTask { id, task_id: own_task_id() }),
+        "DROP_TASK" => Message::DropTask(DropTask { id, task_id: own_task_id() }),
         "REGISTER" => Message::Register(Register {
             id,
             worker_id: v.text("worker_id"),
@@ -184,6 +255,7 @@ pub(crate) fn encode_json(json: &Value) -> BytesMut {
             window: v.number("window"),
             weight: v.number("weight"),
             service_ns: v.maybe_number("service_ns"),
+            held: HeldTasks::new(&named),
             actions: Actions::new(&names),
         }),
         "ACK" => Message::Ack(Ack { id, window: v.number("window") }),
@@ -194,6 +266,7 @@ pub(crate) fn encode_json(json: &Value) -> BytesMut {
             deadline_ms: v.maybe_number("deadline_ms"),
             key,
             task_id,
+            held: v.is_on("held"),
             payload,
         }),
         "TASK_RESULT" => {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use reparto_protocol::{Drain, Message, Ping, Pong, Register};
+use reparto_protocol::{Drain, HeldTasks, Message, Ping, Pong, Register};
 
 use super::{FIRST_REQUEST, FULL_BYTES, Link, State};
 use crate::actions::Actions;
@@ -111,6 +111,7 @@ impl Link {
             window: profile.window,
             weight: profile.weight,
             service_ns: state.service.tell(),
+            held: HeldTasks::NONE,
             actions: reparto_protocol::Actions::new(&names),
         });
         let mut frame = bytes::BytesMut::new();

@@ -123,7 +123,7 @@ impl Connection {
     }
 
     pub fn cancel(&mut self, id: u64, recall: bool) {
-        self.send(&Message::Cancel(Cancel { id, recall }));
+        self.send(&Message::Cancel(Cancel { id, task_id: None, recall }));
     }
 
     pub fn go_away(&mut self, message: &str) {
@@ -219,6 +219,7 @@ pub fn assignment<'a>(id: u64, action: &'a str, payload: &'a [u8]) -> Message<'a
         deadline_ms: None,
         key: None,
         task_id: None,
+        held: false,
         payload,
     })
 }

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use reparto_protocol::{
-    Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport, TaskDone,
-    Welcome, limits,
+    Accepted, Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport,
+    TaskDone, TaskList, TaskStanding, Welcome, limits,
 };
 
 use crate::dialect::{Answer, Context, Output, Refusal};
-use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, StoreAnswer, Time};
 
 const AGENT: &str = concat!("reparto-balancer/", env!("CARGO_PKG_VERSION"));
 
@@ -25,7 +25,7 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
             put(&Message::Progress(Progress { id, done, total, payload: &[] }), payload, out);
         }
         Effect::CancelAssignment { assignment, recall, .. } => {
-            put_bare(&Message::Cancel(Cancel { id: assignment.0, recall }), out);
+            put_bare(&Message::Cancel(Cancel { id: assignment.0, task_id: None, recall }), out);
         }
         Effect::Acknowledge { request, window, .. } => {
             put_bare(&Message::Ack(Ack { id: request, window }), out);
@@ -33,7 +33,11 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
         Effect::Ping { .. } => put_bare(&Message::Ping(Ping { id: 0 }), out),
         Effect::GoAway { .. } => put_bare(&Message::GoAway(GoAway { message: GOING }), out),
         Effect::Close { code, message, .. } => refuse(&Refusal { code, message }, out),
-        Effect::Assign { .. } | Effect::Stopped => {}
+        Effect::Answer { id, answer, .. } => store_answer(id, answer, out),
+        Effect::Unwanted { id, .. } => {
+            put_bare(&Message::Cancel(Cancel { id: 0, task_id: Some(id), recall: false }), out);
+        }
+        Effect::Assign { .. } | Effect::Note { .. } | Effect::Claim { .. } | Effect::Stopped => {}
     }
 }
 
@@ -43,7 +47,7 @@ pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
         Answer::Welcome => put_bare(
             &Message::Welcome(Welcome {
                 version: limits::VERSION,
-                features: 0,
+                features: if context.has_store { limits::FEATURE_BACKGROUND } else { 0 },
                 max_frame_bytes: context.max_frame_bytes,
                 heartbeat_ms: u32::try_from(context.heartbeat.as_millis()).unwrap_or(u32::MAX),
                 silence_ms: u32::try_from(context.silence.as_millis()).unwrap_or(u32::MAX),
@@ -64,6 +68,29 @@ pub fn report(id: u64, report: &Bytes, out: &mut Output) {
     put(&Message::StatusReport(StatusReport { id, payload: &[] }), Payload::from(report), out);
 }
 
+/// Writes down what the store says.
+fn store_answer(id: u64, answer: StoreAnswer<'_>, out: &mut Output) {
+    match answer {
+        StoreAnswer::Accepted { task, duplicate } => {
+            put_bare(&Message::Accepted(Accepted { id, task_id: task, duplicate }), out);
+        }
+        StoreAnswer::Standing { standing, payload } => {
+            let message = TaskStanding {
+                id,
+                task_id: standing.task,
+                state: standing.state,
+                attempts: standing.attempts,
+                created_at_ms: standing.created_at_ms,
+                due_at_ms: standing.due_at_ms,
+                ended_at_ms: standing.ended_at_ms,
+                payload: &[],
+            };
+            put(&Message::TaskState(message), payload, out);
+        }
+        StoreAnswer::List { payload } => put(&Message::TaskList(TaskList { id, payload: &[] }), payload, out),
+    }
+}
+
 /// Writes down why the connection ends.
 pub fn refuse(refusal: &Refusal, out: &mut Output) {
     let (code, message) = (refusal.code, &*refusal.message);
@@ -79,11 +106,13 @@ pub fn assign(now: Time, id: AssignmentId, assignment: &Assignment<'_>, out: &mu
         attempt: assignment.attempt,
         deadline_ms: assignment.deadline.map(|deadline| milliseconds_left(now, deadline)),
         key: Some(assignment.key).filter(|key| !key.is_empty()),
-        task_id: None,
+        task_id: assignment.task_id,
+        held: assignment.held,
         payload: &[],
     };
-    message.encode_head(out.buffer(), assignment.payload.len());
-    out.payload(assignment.payload);
+    let payload = if assignment.held { Payload::EMPTY } else { assignment.payload };
+    message.encode_head(out.buffer(), payload.len());
+    out.payload(payload);
 }
 
 /// Writes a result down.

@@ -166,6 +166,7 @@ mod tests {
             heartbeat: Duration::from_secs(5),
             silence: Duration::from_secs(15),
             policy: Policy::default(),
+            has_store: false,
         }
     }
 
@@ -182,6 +183,7 @@ mod tests {
                 window: 1,
                 weight: 1,
                 service_ns: None,
+                held: Vec::new(),
                 actions: names.iter().map(String::as_str).collect(),
             };
             let peer = Peer { index, generation: 1 };

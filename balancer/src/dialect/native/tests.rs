@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reparto_protocol::{
-    Actions, AssignTask, Cancel, Drain, ErrorCode, Fetch, FrameStream, Hello, Message, Outcome, Ping, Pong,
-    Progress, Register, Role, Status, Task, TaskOptions, TaskResult, limits,
+    Actions, AssignTask, Cancel, Drain, ErrorCode, Fetch, FrameStream, HeldTasks, Hello, Message, Outcome,
+    Ping, Pong, Progress, Register, Role, Status, Task, TaskOptions, TaskResult, limits,
 };
 
 use super::*;
@@ -25,6 +25,7 @@ fn context() -> Context {
         heartbeat: Duration::from_secs(5),
         silence: Duration::from_secs(15),
         policy: Policy::default(),
+        has_store: false,
     }
 }
 
@@ -48,6 +49,7 @@ fn register(actions: &'static [&'static str]) -> Message<'static> {
         window: 8,
         weight: 3,
         service_ns: Some(1000),
+        held: HeldTasks::NONE,
         actions: Actions::new(actions),
     })
 }
@@ -105,17 +107,17 @@ fn any_split_of_the_stream_decodes_the_same() {
         wait_ms: Some(100),
         key: Some(b"k"),
         max_attempts: Some(1),
-        background: false,
+        ..TaskOptions::default()
     };
     let client = wire(&[
         hello(Role::Client),
         task(1, b"one"),
         Message::Task(Task { id: 2, action: "upper", options, payload: &large }),
-        Message::Cancel(Cancel { id: 1, recall: false }),
+        Message::Cancel(Cancel { id: 1, task_id: None, recall: false }),
         Message::Ping(Ping { id: 5 }),
         Message::Pong(Pong { id: 0 }),
         Message::Status(Status { id: 9, offset: 1, limit: 10 }),
-        Message::Fetch(Fetch { id: 3, task_id: [1; 16], wait_ms: 0 }),
+        Message::Fetch(Fetch { id: 3, task_id: [1; 16], wait_ms: 0, describe: false }),
     ]);
     let worker = wire(&[
         hello(Role::Worker),
@@ -217,7 +219,7 @@ fn background_tasks_and_fetches_are_answered_that_there_is_no_store() {
     let stream = wire(&[
         hello(Role::Client),
         Message::Task(Task { id: 4, action: "echo", options, payload: b"" }),
-        Message::Fetch(Fetch { id: 5, task_id: [0; 16], wait_ms: 0 }),
+        Message::Fetch(Fetch { id: 5, task_id: [0; 16], wait_ms: 0, describe: false }),
     ]);
     let (seen, refusal) = decode_in_pieces(Listener::Clients, &stream, usize::MAX);
     assert_eq!(refusal, None);
@@ -259,6 +261,8 @@ fn every_effect_is_written_as_its_frame() {
         attempt: 2,
         deadline: Some(Time(2_000_500)),
         key: b"k",
+        task_id: None,
+        held: false,
     };
     let id = AssignmentId(5);
     assign(Time(1_000_000), id, &assignment, &mut output);
@@ -288,10 +292,11 @@ fn every_effect_is_written_as_its_frame() {
         deadline_ms: Some(1001),
         key: Some(b"k"),
         task_id: None,
+        held: false,
         payload: b"data",
     };
     assert_eq!(seen[0], format!("{:?}", Message::AssignTask(assigned)));
-    assert_eq!(seen[1], format!("{:?}", Message::Cancel(Cancel { id: 5, recall: true })));
+    assert_eq!(seen[1], format!("{:?}", Message::Cancel(Cancel { id: 5, task_id: None, recall: true })));
     let done = reparto_protocol::TaskDone { id: 9, payload: &large };
     assert_eq!(seen[2], format!("{:?}", Message::Result(done)));
     assert!(seen[3].contains("id: 10, code: WorkerFailed, message: \"no\""), "{}", seen[3]);
@@ -316,6 +321,7 @@ fn a_status_report_is_a_page_of_at_most_a_thousand_rows() {
             window: 1,
             weight: 1,
             service_ns: None,
+            held: Vec::new(),
             actions: vec!["echo", "upper"],
         };
         let event = crate::scheduler::Event::Register { peer, registration };

@@ -9,7 +9,7 @@ use reparto_protocol::ErrorCode;
 use super::Batch;
 use super::parts::{Part, Parts, Text};
 use crate::dialect::Listener;
-use crate::scheduler::{Assignment, AssignmentId, Effect, Peer, Time};
+use crate::scheduler::{Assignment, AssignmentId, BackgroundId, Effect, Peer, Standing, StoreAnswer, Time};
 
 /// Rows whose memory an emptied batch keeps.
 const KEPT_ROWS: usize = 32 * 1024;
@@ -32,6 +32,7 @@ pub(crate) struct EffectBatch {
     rows: Vec<Row>,
     parts: Parts,
     messages: Vec<Cow<'static, str>>,
+    standings: Vec<Standing>,
     /// New connections, and the listeners they came to.
     pub(crate) connections: Vec<(TcpStream, Listener)>,
     /// The balancer stops.
@@ -51,8 +52,26 @@ enum Row {
     Ping { peer: Peer },
     GoAway { peer: Peer },
     Close { peer: Peer, code: ErrorCode, message: u32 },
+    Unwanted { peer: Peer, id: BackgroundId },
+    Answer { peer: Peer, id: u64, answer: AnswerRow },
     Stopped,
     Report { peer: Peer, id: u64, report: Part },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum AnswerRow {
+    Accepted {
+        task: BackgroundId,
+        duplicate: bool,
+    },
+    /// By its place in the batch's list of them.
+    Standing {
+        at: u32,
+        payload: Part,
+    },
+    List {
+        payload: Part,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -60,8 +79,11 @@ struct AssignmentRow {
     action: Text,
     payload: Part,
     key: Part,
+    /// Its id, if it is a background task; else nothing.
+    task_id: Part,
     deadline: Option<Time>,
     attempt: u8,
+    held: bool,
 }
 
 /// Whom an effect is for; `None` for the one that is for nobody.
@@ -76,8 +98,11 @@ pub(crate) fn peer_mut<'a>(effect: &'a mut Effect<'_>) -> Option<&'a mut Peer> {
         | Effect::Acknowledge { peer, .. }
         | Effect::Ping { peer }
         | Effect::GoAway { peer }
+        | Effect::Unwanted { peer, .. }
+        | Effect::Answer { peer, .. }
         | Effect::Close { peer, .. } => Some(peer),
-        Effect::Stopped => None,
+        // A claim names a worker, and is for the keeper.
+        Effect::Note { .. } | Effect::Claim { .. } | Effect::Stopped => None,
     }
 }
 
@@ -89,8 +114,10 @@ impl EffectBatch {
             action: self.parts.add_text(details.action),
             payload: self.parts.add_payload(details.payload),
             key: self.parts.add(details.key),
+            task_id: self.parts.add(details.task_id.as_ref().map_or(&[], |id| id.as_slice())),
             deadline: details.deadline,
             attempt: details.attempt,
+            held: details.held,
         };
         self.rows.push(Row::Assign { peer, assignment, details });
     }
@@ -128,8 +155,37 @@ impl EffectBatch {
             Effect::Close { peer, code, message } => {
                 Row::Close { peer, code, message: self.add_message(message) }
             }
+            Effect::Unwanted { peer, id } => Row::Unwanted { peer, id },
+            Effect::Answer { peer, id, answer } => Row::Answer { peer, id, answer: self.answer_row(answer) },
             // The two with a peer have rows of their own in `push`, and come here never.
-            Effect::Result { .. } | Effect::Assign { .. } | Effect::Stopped => Row::Stopped,
+            Effect::Result { .. }
+            | Effect::Assign { .. }
+            | Effect::Note { .. }
+            | Effect::Claim { .. }
+            | Effect::Stopped => Row::Stopped,
+        }
+    }
+
+    fn answer_row(&mut self, answer: StoreAnswer<'_>) -> AnswerRow {
+        match answer {
+            StoreAnswer::Accepted { task, duplicate } => AnswerRow::Accepted { task, duplicate },
+            StoreAnswer::Standing { standing, payload } => {
+                self.standings.push(standing);
+                let at = (self.standings.len() - 1) as u32;
+                AnswerRow::Standing { at, payload: self.parts.add_payload(payload) }
+            }
+            StoreAnswer::List { payload } => AnswerRow::List { payload: self.parts.add_payload(payload) },
+        }
+    }
+
+    fn answer(&self, row: AnswerRow) -> StoreAnswer<'_> {
+        match row {
+            AnswerRow::Accepted { task, duplicate } => StoreAnswer::Accepted { task, duplicate },
+            AnswerRow::Standing { at, payload } => StoreAnswer::Standing {
+                standing: self.standings[at as usize],
+                payload: self.parts.payload(payload),
+            },
+            AnswerRow::List { payload } => StoreAnswer::List { payload: self.parts.payload(payload) },
         }
     }
 
@@ -155,6 +211,8 @@ impl EffectBatch {
                     attempt: details.attempt,
                     deadline: details.deadline,
                     key: self.parts.get(details.key),
+                    task_id: self.parts.get(details.task_id).try_into().ok(),
+                    held: details.held,
                 };
                 return Some(Told::Assign(peer, assignment, details));
             }
@@ -177,6 +235,8 @@ impl EffectBatch {
             Row::Close { peer, code, message } => {
                 Effect::Close { peer, code, message: self.message(message) }
             }
+            Row::Unwanted { peer, id } => Effect::Unwanted { peer, id },
+            Row::Answer { peer, id, answer } => Effect::Answer { peer, id, answer: self.answer(answer) },
             Row::Stopped => Effect::Stopped,
             Row::Report { peer, id, report } => {
                 return Some(Told::Report(peer, id, self.parts.payload(report).to_bytes()));
@@ -200,6 +260,8 @@ impl Batch for EffectBatch {
         self.rows.shrink_to(KEPT_ROWS);
         self.messages.clear();
         self.messages.shrink_to(KEPT_ROWS);
+        self.standings.clear();
+        self.standings.shrink_to(KEPT_ROWS);
         self.parts.clear();
         self.connections.clear();
         self.stopping = false;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::Batch;
 use super::parts::{Part, Parts, Text};
-use crate::scheduler::{AssignmentId, Event, Finish, Peer, Registration, Submission};
+use crate::background::Ask;
+use crate::scheduler::{AssignmentId, BackgroundId, Event, Finish, Peer, Registration, Submission};
 
 /// Rows whose memory an emptied batch keeps.
 const KEPT_ROWS: usize = 32 * 1024;
@@ -14,6 +15,13 @@ const KEPT_ROWS: usize = 32 * 1024;
 pub(crate) enum Said<'a> {
     /// An event for the scheduler.
     Event(Event<'a>),
+    /// A client asks something of the store.
+    Ask {
+        /// Who.
+        peer: Peer,
+        /// What.
+        ask: &'a Ask,
+    },
     /// A peer asks for a page of the status report.
     Status {
         /// Who.
@@ -34,6 +42,12 @@ pub(crate) struct EventBatch {
     parts: Parts,
     /// The actions of all registrations.
     actions: Vec<Text>,
+    /// The tasks that all registrations name.
+    held: Vec<BackgroundId>,
+    /// What clients ask of the store.
+    asks: Vec<Ask>,
+    /// Bytes of payload in `asks`.
+    ask_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +101,10 @@ enum Row {
         offset: u32,
         limit: u32,
     },
+    Ask {
+        peer: Peer,
+        at: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +129,8 @@ struct RegistrationRow {
     service_ns: Option<u64>,
     /// From where to where its actions stand.
     actions: (u32, u32),
+    /// The same of the tasks that it names.
+    held: (u32, u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +153,10 @@ pub(super) fn peer_of(event: &Event<'_>) -> Option<Peer> {
         | Event::Progress { peer, .. }
         | Event::Heard { peer }
         | Event::Gone { peer } => Some(peer),
-        Event::Shutdown { .. } => None,
+        // What the store says is said where the scheduler is.
+        Event::Shutdown { .. } | Event::Enter { .. } | Event::Withdraw { .. } | Event::Unclaimed { .. } => {
+            None
+        }
     }
 }
 
@@ -184,9 +207,14 @@ impl EventBatch {
             Event::Progress { peer, assignment, done, total, payload } => {
                 Row::Progress { peer, assignment, done, total, payload: self.parts.add_payload(payload) }
             }
-            // The two that `push` has its own rows for come here never.
-            Event::Submit { peer, .. } | Event::Finished { peer, .. } | Event::Heard { peer } => {
-                Row::Heard { peer }
+            // Two have rows of their own in `push`, and what the store says is said where the scheduler is: those
+            // come here never.
+            Event::Submit { peer, .. }
+            | Event::Finished { peer, .. }
+            | Event::Unclaimed { peer, .. }
+            | Event::Heard { peer } => Row::Heard { peer },
+            Event::Enter { .. } | Event::Withdraw { .. } => {
+                Row::Heard { peer: Peer { index: u32::MAX, generation: 0 } }
             }
             Event::Gone { peer } => Row::Gone { peer },
             Event::Shutdown { grace } => Row::Shutdown { grace },
@@ -195,6 +223,8 @@ impl EventBatch {
 
     fn registration_row(&mut self, registration: &Registration<'_>) -> RegistrationRow {
         let first = self.actions.len() as u32;
+        let first_held = self.held.len() as u32;
+        self.held.extend_from_slice(&registration.held);
         for action in &registration.actions {
             let text = self.parts.add_text(action);
             self.actions.push(text);
@@ -207,12 +237,20 @@ impl EventBatch {
             weight: registration.weight,
             service_ns: registration.service_ns,
             actions: (first, self.actions.len() as u32),
+            held: (first_held, self.held.len() as u32),
         }
     }
 
     /// Adds a question for the status report.
     pub(crate) fn ask_status(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) {
         self.rows.push(Row::Status { peer, id, offset, limit });
+    }
+
+    /// Adds what a client asks of the store.
+    pub(crate) fn ask(&mut self, peer: Peer, ask: Ask) {
+        self.rows.push(Row::Ask { peer, at: self.asks.len() as u32 });
+        self.ask_bytes += ask.payload_bytes();
+        self.asks.push(ask);
     }
 
     /// What stands at a place; `None` beyond the end.
@@ -256,6 +294,7 @@ impl EventBatch {
             Row::Heard { peer } => Event::Heard { peer },
             Row::Gone { peer } => Event::Gone { peer },
             Row::Shutdown { grace } => Event::Shutdown { grace },
+            Row::Ask { peer, at } => return Some(Said::Ask { peer, ask: &self.asks[at as usize] }),
             Row::Status { peer, id, offset, limit } => {
                 return Some(Said::Status { peer, id, offset, limit });
             }
@@ -264,6 +303,7 @@ impl EventBatch {
 
     fn registration(&self, row: &RegistrationRow) -> Registration<'_> {
         let (first, end) = row.actions;
+        let (first_held, end_held) = row.held;
         Registration {
             request: row.request,
             worker_id: self.parts.text(row.worker_id),
@@ -271,6 +311,7 @@ impl EventBatch {
             window: row.window,
             weight: row.weight,
             service_ns: row.service_ns,
+            held: self.held[first_held as usize..end_held as usize].to_vec(),
             actions: self.actions[first as usize..end as usize]
                 .iter()
                 .map(|action| self.parts.text(*action))
@@ -282,7 +323,7 @@ impl EventBatch {
 impl Batch for EventBatch {
     #[inline]
     fn size(&self) -> (usize, usize) {
-        (self.rows.len(), self.parts.len())
+        (self.rows.len(), self.parts.len() + self.ask_bytes)
     }
 
     fn clear(&mut self) {
@@ -290,6 +331,11 @@ impl Batch for EventBatch {
         self.rows.shrink_to(KEPT_ROWS);
         self.actions.clear();
         self.actions.shrink_to(KEPT_ROWS);
+        self.held.clear();
+        self.held.shrink_to(KEPT_ROWS);
+        self.asks.clear();
+        self.asks.shrink_to(KEPT_ROWS);
+        self.ask_bytes = 0;
         self.parts.clear();
     }
 

@@ -68,6 +68,7 @@ impl Material {
                     window: random.u32(..),
                     weight: random.u32(..),
                     service_ns: random.bool().then(|| random.u64(..)),
+                    held: (0..random.usize(..3)).map(|_| [random.u8(..); 16]).collect(),
                     actions: (0..random.usize(..5)).map(|_| self.text(random)).collect(),
                 },
             },
@@ -139,6 +140,8 @@ fn effects_come_out_as_they_went_in_and_in_their_order_however_often_a_batch_is_
             attempt: 2,
             deadline: Some(Time(99)),
             key: b"key",
+            task_id: Some([9; 16]),
+            held: true,
         };
         batch.assign(peer, AssignmentId(5), &details);
         batch.report(peer, 6, Bytes::from_static(b"{}"));

@@ -160,6 +160,9 @@ impl Books {
                 assert!(!std::mem::replace(&mut self.stopped, true), "it stops once");
                 assert!(self.clients.values().all(BTreeMap::is_empty), "it stops when all are answered");
             }
+            Effect::Note { .. } | Effect::Claim { .. } | Effect::Unwanted { .. } | Effect::Answer { .. } => {
+                panic!("there are no background tasks here")
+            }
             Effect::Acknowledge { .. } | Effect::GoAway { .. } => {}
         }
     }

@@ -17,6 +17,7 @@ fn a_worker_is_given_its_threads_until_it_tells_that_its_tasks_are_short() {
         window: 100,
         weight: 1,
         service_ns: Some(100_000),
+        held: Vec::new(),
         actions: vec!["a"],
     };
     for id in 0..50 {
@@ -32,6 +33,7 @@ fn a_worker_is_given_its_threads_until_it_tells_that_its_tasks_are_short() {
         window: 100,
         weight: 1,
         service_ns: Some(100_000),
+        held: Vec::new(),
         actions: vec!["b"],
     };
     let peer = world.peer();
