@@ -2,7 +2,7 @@
 //!
 //! - [`Store`] takes operations and makes them durable in one transaction; [`StoreReader`] answers questions.
 //! - [`SqliteStore`] is the embedded one, in the data folder; [`PostgresStore`] one that balancers share.
-//! - [`BlobStore`] keeps what is too large for a row: [`FileBlobs`] in a folder.
+//! - [`BlobStore`] keeps what is too large for a row: [`FileBlobs`] in a folder, [`S3Blobs`] in a bucket.
 //! - [`Storage`] drives them on threads of their own, so that its caller never waits for a disk.
 //!
 //! Nothing here knows the scheduler or a connection.
@@ -18,7 +18,7 @@ mod store;
 mod task;
 mod threads;
 
-pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, SweepError, sweep};
+pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, S3Blobs, SweepError, sweep};
 pub use durability::{Durability, NotADurability};
 pub use folder::DataFolder;
 pub use postgres::{PostgresStore, Standby};
