@@ -1,12 +1,14 @@
-//! How much a background task costs the embedded store: time and CPU time, for accepting and for a whole life.
+//! How much a background task costs a store: time and CPU time, for accepting and for a whole life.
 //!
-//! `cargo run --release -p reparto-balancer --example storage_speed [TASKS] [BATCH] [fsync|interval:50ms]`
+//! `cargo run --release -p reparto-balancer --example storage_speed [TASKS] [BATCH] [fsync|interval:50ms|postgres://...]`
+//!
+//! The tasks stay in the PostgreSQL database that is named: give it one that can be dropped, or a schema.
 
 use std::time::{Duration, Instant};
 
 use reparto_balancer::storage::{
-    Answer, Durability, NewTask, Operation, Outcome, Request, SqliteStore, Storage, StorageSettings, Store,
-    TaskId, TaskIds,
+    Answer, Durability, NewTask, Operation, Outcome, PostgresStore, Request, SqliteStore, Storage,
+    StorageSettings, Store, TaskId, TaskIds,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -15,7 +17,11 @@ fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let tasks: usize = arguments.next().map_or(Ok(1_000_000), |text| text.parse())?;
     let batch: usize = arguments.next().map_or(Ok(4096), |text| text.parse())?;
-    let durability: Durability = arguments.next().map_or(Ok(Durability::Fsync), |text| text.parse())?;
+    let kind = arguments.next().unwrap_or_else(|| "fsync".to_owned());
+    if kind.starts_with("postgres") {
+        return postgres(&kind, tasks, batch);
+    }
+    let durability: Durability = kind.parse()?;
     println!("{tasks} tasks of 64 bytes, {batch} a batch, {durability}");
     for whole_life in [false, true] {
         let folder = tempfile::tempdir()?;
@@ -37,8 +43,23 @@ fn main() -> Result<(), Failure> {
     through_threads(tasks, batch, durability)
 }
 
+/// The same in PostgreSQL, whose own CPU time is not told.
+fn postgres(url: &str, tasks: usize, batch: usize) -> Result<(), Failure> {
+    println!("{tasks} tasks of 64 bytes, {batch} a batch, PostgreSQL");
+    for whole_life in [false, true] {
+        let store = PostgresStore::lead(url, |standby| println!("{standby:?}"), || true)?;
+        let mut store = store.ok_or("it never gives up")?;
+        let (started, cpu) = (Instant::now(), cpu_time()?);
+        let slowest = run(&mut store, tasks, batch, whole_life)?;
+        let what = if whole_life { "whole lives" } else { "accepted" };
+        report(what, tasks, started.elapsed(), cpu_time()? - cpu);
+        println!("  slowest commit {:.1} ms", slowest.as_secs_f64() * 1e3);
+    }
+    Ok(())
+}
+
 /// Accepts tasks in batches; for whole lives each batch also records the outcomes of the batch two before it.
-fn run(store: &mut SqliteStore, tasks: usize, batch: usize, whole_life: bool) -> Result<Duration, Failure> {
+fn run(store: &mut dyn Store, tasks: usize, batch: usize, whole_life: bool) -> Result<Duration, Failure> {
     let mut ids = TaskIds::new();
     let mut running: Vec<Vec<TaskId>> = Vec::new();
     let mut answers: Vec<Answer> = Vec::new();

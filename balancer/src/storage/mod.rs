@@ -1,8 +1,8 @@
 //! Durable tasks and results: what a background task is handed to before its client is told ACCEPTED.
 //!
 //! - [`Store`] takes operations and makes them durable in one transaction; [`StoreReader`] answers questions.
-//! - [`SqliteStore`] is the embedded one, in the data folder.
-//! - [`BlobStore`] keeps what is too large for a row; [`FileBlobs`] in a folder.
+//! - [`SqliteStore`] is the embedded one, in the data folder; [`PostgresStore`] one that balancers share.
+//! - [`BlobStore`] keeps what is too large for a row: [`FileBlobs`] in a folder, [`S3Blobs`] in a bucket.
 //! - [`Storage`] drives them on threads of their own, so that its caller never waits for a disk.
 //!
 //! Nothing here knows the scheduler or a connection.
@@ -12,14 +12,16 @@ mod blob;
 mod conformance;
 mod durability;
 mod folder;
+mod postgres;
 mod sqlite;
 mod store;
 mod task;
 mod threads;
 
-pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, SweepError, sweep};
+pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, S3Blobs, SweepError, sweep};
 pub use durability::{Durability, NotADurability};
 pub use folder::DataFolder;
+pub use postgres::{PostgresStore, Standby};
 pub use sqlite::{DATABASE_FILE, SqliteCounts, SqliteStore};
 pub use store::{
     Answer, Filter, MAX_INLINE_LEN, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError, StoreReader,

@@ -101,6 +101,9 @@ impl Operation {
                 "the action's name has {} bytes, and {MAX_ACTION_LEN} is the limit",
                 task.action.len()
             )),
+            Operation::Accept(task) if task.action.contains('\0') => invalid(
+                "the action's name has a character 0 in it, which not every store can keep".to_owned(),
+            ),
             Operation::Accept(task) if key_len(task) > MAX_KEY_LEN => invalid(format!(
                 "the idempotency key has {} bytes, and {MAX_KEY_LEN} is the limit",
                 key_len(task)

@@ -6,12 +6,14 @@
 #[cfg(test)]
 mod conformance;
 mod file;
+mod s3;
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 pub use self::file::FileBlobs;
+pub use self::s3::S3Blobs;
 use super::store::{StoreError, StoreReader};
 use super::task::{BlobKey, StoredTask};
 
