@@ -3,6 +3,8 @@
 // Each of them has its own peers.
 #![allow(clippy::duplicate_mod)]
 
+#[path = "background.rs"]
+mod background;
 #[path = "bounds.rs"]
 mod bounds;
 #[path = "malformed.rs"]
