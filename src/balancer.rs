@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use reparto_balancer::reactor::raise_open_files_limit;
 use reparto_balancer::scheduler::{Policy, UnknownAction};
-use reparto_balancer::{Balancer, Handle, Settings};
+use reparto_balancer::storage::Durability;
+use reparto_balancer::{Balancer, Handle, Settings, StoreSettings};
 use serde::Deserialize;
 
 use crate::parse;
@@ -22,8 +23,17 @@ const FAILED: u8 = 1;
 /// Exit code after a second signal: 128 and the number of SIGINT, as shells have it.
 const INTERRUPTED: i32 = 130;
 
-/// Files that the balancer needs open beside its connections.
-const OTHER_FILES: u64 = 32;
+/// Files that the balancer needs open beside its connections, those of its store among them.
+const OTHER_FILES: u64 = 48;
+
+/// Where background tasks are kept, in the current folder.
+const DATA_FOLDER: &str = "reparto-data";
+
+/// Largest `--blob-threshold`: larger payloads do not belong into rows.
+const MOST_BLOB_THRESHOLD: u64 = 16 << 20;
+
+/// Files that each reactor after the first needs open.
+const REACTOR_FILES: u64 = 4;
 
 /// Takes tasks from clients and gives each to the worker best placed to run it.
 ///
@@ -51,6 +61,32 @@ pub(crate) struct Args {
     /// Where workers connect; port 0 picks a free one [default: 127.0.0.1:8889]
     #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_WORKERS")]
     workers: Option<String>,
+
+    /// Folder in which background tasks and their results are kept [default: reparto-data]
+    #[arg(long, value_name = "DIR", env = "REPARTO_BALANCER_DATA")]
+    data: Option<PathBuf>,
+
+    /// Keep nothing: background tasks are refused with `store_unavailable`
+    #[arg(long, conflicts_with = "data", env = "REPARTO_BALANCER_NO_DATA")]
+    no_data: bool,
+
+    /// When a background task counts as durable: fsync, or interval:50ms and the like, which survives SIGKILL but may
+    /// lose the last interval in a power failure [default: fsync]
+    #[arg(long, value_name = "fsync|interval:TIME", env = "REPARTO_BALANCER_DURABILITY")]
+    durability: Option<Durability>,
+
+    /// How long the results of background tasks are kept [default: 7d]
+    #[arg(long, value_name = "TIME", value_parser = parse::duration, env = "REPARTO_BALANCER_KEEP_RESULTS")]
+    keep_results: Option<Duration>,
+
+    /// Payloads and results of background tasks beyond this size become files of their own [default: 256KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, env = "REPARTO_BALANCER_BLOB_THRESHOLD")]
+    blob_threshold: Option<u64>,
+
+    /// Event loops that connections are spread over, each on a thread of its own; the first has the scheduler, too
+    /// [default: 1]
+    #[arg(long, value_name = "N", env = "REPARTO_BALANCER_REACTORS")]
+    reactors: Option<usize>,
 
     /// How a worker is chosen for a task [default: least_loaded]
     #[arg(long, value_enum, env = "REPARTO_BALANCER_POLICY")]
@@ -129,6 +165,12 @@ enum UnknownActionName {
 struct File {
     clients: Option<String>,
     workers: Option<String>,
+    data: Option<PathBuf>,
+    no_data: Option<bool>,
+    durability: Option<String>,
+    keep_results: Option<Span>,
+    blob_threshold: Option<Size>,
+    reactors: Option<usize>,
     policy: Option<PolicyName>,
     unknown_action: Option<UnknownActionName>,
     max_tasks: Option<usize>,
@@ -253,6 +295,7 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
     if let Some(size) = args.max_queue_bytes.or(file.max_queue_bytes.map(|size| size.0)) {
         settings.scheduler.max_bytes = usize::try_from(size).unwrap_or(usize::MAX);
     }
+    set(&mut settings.reactors, args.reactors, file.reactors);
     set(&mut settings.max_connections, args.max_connections, file.max_connections);
     set(&mut settings.grace, args.grace, file.grace.map(|span| span.0));
     let scheduler = &mut settings.scheduler;
@@ -274,7 +317,30 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
             UnknownActionName::Reject => UnknownAction::Reject,
         };
     }
+    settings.store = store_settings(args, file)?;
     Ok(settings)
+}
+
+/// Where background tasks are kept, if they are. A flag for a folder goes before a file that wants none.
+fn store_settings(args: &Args, file: &File) -> Result<Option<StoreSettings>, String> {
+    if args.no_data || (args.data.is_none() && file.no_data == Some(true)) {
+        return Ok(None);
+    }
+    let folder = args.data.clone().or_else(|| file.data.clone());
+    let mut store = StoreSettings::new(folder.unwrap_or_else(|| PathBuf::from(DATA_FOLDER)));
+    let durability = match &file.durability {
+        Some(text) => Some(text.parse::<Durability>().map_err(|error| error.to_string())?),
+        None => None,
+    };
+    set(&mut store.durability, args.durability, durability);
+    set(&mut store.keep_results, args.keep_results, file.keep_results.map(|span| span.0));
+    if let Some(size) = args.blob_threshold.or(file.blob_threshold.map(|size| size.0)) {
+        if size > MOST_BLOB_THRESHOLD {
+            return Err(format!("--blob-threshold {size} is more than a row can hold, 16MiB"));
+        }
+        store.blob_threshold = usize::try_from(size).unwrap_or(usize::MAX);
+    }
+    Ok(Some(store))
 }
 
 fn set<T>(place: &mut T, flag: Option<T>, file: Option<T>) {
@@ -295,7 +361,9 @@ fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
 /// for fewer, so that one too many is told instead of being left waiting.
 fn within_open_files(mut settings: Settings, limit: Option<u64>) -> Settings {
     let Some(limit) = limit else { return settings };
-    let room = usize::try_from(limit.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX).max(1);
+    let reactors = u64::try_from(settings.reactors).unwrap_or(u64::MAX);
+    let other_files = OTHER_FILES.saturating_add(reactors.saturating_sub(1).saturating_mul(REACTOR_FILES));
+    let room = usize::try_from(limit.saturating_sub(other_files)).unwrap_or(usize::MAX).max(1);
     if settings.max_connections > room {
         // The default is meant for any machine; only a number that was asked for is worth a warning.
         let level = if settings.max_connections == Settings::default().max_connections {
@@ -323,8 +391,10 @@ mod tests {
 
     #[test]
     fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
-        let file = file("max_tasks = 5\nsilence = \"1m\"\npolicy = \"weighted\"\nmax_frame = \"32MiB\"")
-            .expect("a good file");
+        let file = file(
+            "max_tasks = 5\nreactors = 2\nsilence = \"1m\"\npolicy = \"weighted\"\nmax_frame = \"32MiB\"",
+        )
+        .expect("a good file");
         let args = Args { max_tasks: Some(7), ..Args::default() };
         let settings = settings(&args, &file).expect("good settings");
         assert_eq!(settings.scheduler.max_tasks, 7);
@@ -332,7 +402,25 @@ mod tests {
         assert_eq!(settings.scheduler.policy, Policy::Weighted);
         assert_eq!(settings.max_frame_bytes, 32 << 20);
         assert_eq!(settings.scheduler.heartbeat, Duration::from_secs(5));
+        assert_eq!(settings.reactors, 2);
         assert_eq!(settings.clients.port(), 8888);
+    }
+
+    #[test]
+    fn the_data_folder_is_the_flags_then_the_files_then_the_usual_one_and_may_be_none() {
+        let folder = |args: &Args, text: &str| {
+            let settings = settings(args, &file(text).expect("a good file")).expect("good settings");
+            settings.store.map(|store| store.folder)
+        };
+        let flag = Args { data: Some("flag".into()), ..Args::default() };
+        assert_eq!(folder(&flag, "data = \"file\""), Some("flag".into()));
+        assert_eq!(folder(&flag, "no_data = true"), Some("flag".into()));
+        assert_eq!(folder(&Args::default(), "data = \"file\""), Some("file".into()));
+        assert_eq!(folder(&Args::default(), ""), Some("reparto-data".into()));
+        assert_eq!(folder(&Args::default(), "no_data = true"), None);
+        assert_eq!(folder(&Args { no_data: true, ..Args::default() }, "data = \"file\""), None);
+        let wrong = file("durability = \"never\"").expect("its form is right");
+        assert!(settings(&Args::default(), &wrong).is_err_and(|error| error.contains("'never'")));
     }
 
     #[test]
@@ -359,6 +447,8 @@ mod tests {
         let settings = Settings { max_connections: 5000, ..Settings::default() };
         assert_eq!(within_open_files(settings.clone(), Some(1024)).max_connections, 992);
         assert_eq!(within_open_files(settings.clone(), Some(1 << 20)).max_connections, 5000);
+        let several = Settings { reactors: 4, ..settings.clone() };
+        assert_eq!(within_open_files(several, Some(1024)).max_connections, 980);
         assert_eq!(within_open_files(settings, None).max_connections, 5000);
     }
 }

@@ -220,8 +220,10 @@ struct Killed {
 
 impl<'a> Cluster<'a> {
     fn start(processes: &'a Processes, workers: u32) -> Result<Cluster<'a>, DemoError> {
-        let (balancer, first_line) = processes
-            .start("balancer", &["balancer", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"])?;
+        let (balancer, first_line) = processes.start(
+            "balancer",
+            &["balancer", "--no-data", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"],
+        )?;
         let line = processes.ready(balancer, &first_line)?;
         let (for_clients, for_workers) =
             addresses(&line).ok_or_else(|| format!("the balancer said '{line}' instead of its addresses"))?;

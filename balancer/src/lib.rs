@@ -1,10 +1,11 @@
 //! Reparto's balancer: it takes tasks from clients and gives each to the worker best placed to run it.
 //!
-//! Four rooms, each with one duty:
+//! Five rooms, each with one duty:
 //!
 //! - [`scheduler`] decides who runs what, when. No sockets, no clock, no threads.
 //! - [`dialect`] turns bytes into the scheduler's events, and its effects into bytes. No sockets either.
 //! - [`reactor`] moves the bytes: one mio loop over every connection. It decides nothing about tasks.
+//! - [`background`] carries background tasks between clients, scheduler and store.
 //! - [`storage`] keeps background tasks and their results, on threads of its own.
 //!
 //! ```
@@ -19,9 +20,11 @@
 //! # Ok::<(), reparto_balancer::BalancerError>(())
 //! ```
 
+pub mod background;
 pub mod dialect;
 pub mod reactor;
 pub mod scheduler;
 pub mod storage;
 
+pub use background::StoreSettings;
 pub use reactor::{Balancer, BalancerError, Handle, Settings};

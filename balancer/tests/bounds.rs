@@ -61,6 +61,14 @@ fn a_frame_that_comes_byte_by_byte_within_its_time_is_taken() {
     served.stop();
 }
 
+/// Whether something has come that was not read, or the end.
+fn has_something_to_read(wire: &Wire) -> bool {
+    wire.stream.set_nonblocking(true).unwrap();
+    let seen = wire.stream.peek(&mut [0]);
+    wire.stream.set_nonblocking(false).unwrap();
+    !seen.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
 #[test]
 fn of_many_unfinished_frames_the_largest_is_given_up_first() {
     let served = serve(Settings { max_incomplete_bytes: 1 << 20, max_frame_bytes: 1 << 20, ..settings() });
@@ -76,6 +84,10 @@ fn of_many_unfinished_frames_the_largest_is_given_up_first() {
         // One that is closed early need not take it all.
         let _ = client.stream.write_all(&large[..700_000]);
     }
+    // Any two are too much. Only when that has been seen to can the last one, if it is left, go on by itself.
+    wait_until("two are refused", || {
+        greedy.iter().filter(|client| has_something_to_read(client)).count() >= 2
+    });
     let mut refused = 0;
     for mut client in greedy {
         let _ = client.stream.write_all(&large[700_000..]);

@@ -121,8 +121,21 @@ pub fn reparto<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Comma
             command.env_remove(name);
         }
     }
+    // Nothing may be left in the source tree.
+    command.env("REPARTO_BALANCER_NO_DATA", "true");
+    if reactors() > 1 {
+        command.env("REPARTO_BALANCER_REACTORS", reactors().to_string());
+    }
     command.args(arguments);
     command
+}
+
+/// With how many reactors: what the other files test with one, two_reactors.rs tests once more.
+pub fn reactors() -> usize {
+    match env!("CARGO_CRATE_NAME") {
+        "two_reactors" => 2,
+        _ => 1,
+    }
 }
 
 impl Process {

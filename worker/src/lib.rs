@@ -69,6 +69,7 @@ mod error;
 mod event;
 #[cfg(unix)]
 pub mod exec;
+mod held;
 mod link;
 mod pool;
 mod service_time;

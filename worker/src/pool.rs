@@ -151,7 +151,7 @@ fn run(job: Job, place: usize, seat: &mut Task) -> Finished {
         Ok(Err(TaskError::Retryable { message, payload })) => (Outcome::Retry, said(message), payload),
         Err(panic) => (Outcome::Failed, panicked(task.action(), &*panic), Bytes::new()),
     };
-    Finished { place, id, outcome, message, payload, took }
+    Finished { place, id, task_id, outcome, message, payload, took }
 }
 
 fn said(message: String) -> Cow<'static, str> {

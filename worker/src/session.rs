@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reparto_protocol::{
-    AssignTask, FrameError, FrameStream, FrameType, Hello, Message, OwnedFrame, Role, Welcome, limits,
+    AssignTask, Cancel, FrameError, FrameStream, FrameType, Hello, Message, OwnedFrame, Role, Welcome, limits,
 };
 
 use crate::actions::Action;
@@ -73,7 +73,13 @@ fn live(
     let (terms, stream_in) = greet(shared, &stream)?;
     stream.set_read_timeout(Some(LOOK_AROUND.min(terms.heartbeat))).map_err(ConnectionError::Io)?;
     stream.set_write_timeout(Some(terms.silence)).map_err(ConnectionError::Io)?;
-    let link = Arc::new(Link::new(stream, terms, shared.slots[slot].tickets.clone(), *service));
+    let link = Arc::new(Link::new(
+        stream,
+        terms,
+        shared.slots[slot].tickets.clone(),
+        *service,
+        Arc::clone(&shared.slots[slot].held),
+    ));
     let keeper = {
         let link = Arc::clone(&link);
         let name = format!("keeper-{slot}");
@@ -221,6 +227,7 @@ impl Reader<'_> {
         let now = Instant::now();
         while let Some(frame) = self.frames.next_frame()? {
             match Message::decode(&frame.as_frame())? {
+                Message::AssignTask(task) if task.held => self.link.take_up(task.id, task.task_id)?,
                 Message::AssignTask(task) => {
                     let action = actions.get(task.action);
                     let action = action.or_else(|| former.as_ref()?.get(task.action));
@@ -258,6 +265,10 @@ impl Reader<'_> {
 
     fn take_other(&mut self, frame: &OwnedFrame, message: Message<'_>) -> Result<(), ConnectionError> {
         match message {
+            Message::Cancel(Cancel { task_id: Some(task), .. }) => {
+                self.link.forget(task);
+                Ok(())
+            }
             Message::Cancel(cancel) => self.link.cancel(cancel.id, cancel.recall),
             Message::Ping(ping) => self.link.pong(ping.id),
             Message::Pong(_) => Ok(()),

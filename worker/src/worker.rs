@@ -12,6 +12,7 @@ use reparto_protocol::limits;
 use crate::actions::Actions;
 use crate::error::{ConfigError, ConnectionError, WorkerError};
 use crate::event::Event;
+use crate::held::Held;
 use crate::link::{Link, Tickets};
 use crate::lock;
 use crate::pool::Pool;
@@ -151,7 +152,7 @@ impl WorkerBuilder {
         let slot = |(balancer, address)| {
             let (sender, threads) = (sender.clone(), Arc::clone(&threads));
             let tickets = Tickets { balancer, waiting: Arc::default(), sender, threads };
-            Slot { address, tickets, current: Mutex::new(None) }
+            Slot { address, tickets, held: Arc::default(), current: Mutex::new(None) }
         };
         let control = Control {
             actions: Arc::new(self.actions),
@@ -284,6 +285,7 @@ impl Worker {
         let mut idle = shared.wait_until_quiet(|control| control.stop_by);
         if !idle {
             shared.each_link(|link| link.cancel_running(CancelReason::Stopping));
+            shared.slots.iter().for_each(|slot| slot.held.cancel_all(CancelReason::Stopping));
             let end = Instant::now() + CANCEL_GRACE;
             idle = shared.wait_until_quiet(|_| Some(end));
         }
@@ -379,6 +381,8 @@ pub(crate) struct Profile<'a> {
 pub(crate) struct Slot {
     pub(crate) address: String,
     pub(crate) tickets: Tickets,
+    /// Background tasks that have outlived their connection.
+    pub(crate) held: Arc<Held>,
     current: Mutex<Option<Arc<Link>>>,
 }
 
@@ -447,6 +451,7 @@ impl Shared {
         if control.stop_by.is_some() {
             return Err(ConnectionError::Left);
         }
+        self.slots[slot].held.set_link(link);
         self.slots[slot].set_current(Some(Arc::clone(link)));
         link.register(&self.profile(&control))?;
         if control.draining {
@@ -488,7 +493,9 @@ impl Shared {
     /// Waits until every link is quiet, or the time is over that `until` gives. Gives whether all are.
     fn wait_until_quiet(&self, until: impl Fn(&Control) -> Option<Instant>) -> bool {
         loop {
-            if self.slots.iter().filter_map(Slot::current).all(|link| link.is_quiet()) {
+            let quiet =
+                |slot: &Slot| slot.held.is_idle() && slot.current().is_none_or(|link| link.is_quiet());
+            if self.slots.iter().all(quiet) {
                 return true;
             }
             let control = lock(&self.control);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use reparto_protocol::{ErrorCode, Message, Outcome, Ping};
+use reparto_protocol::{AssignTask, Cancel, ErrorCode, Message, Outcome, Ping};
 use reparto_worker::{Actions, ConfigError, ConnectionError, Event, Task, Worker, builtin};
 use support::{Balancer, Gate, PATIENCE, Running, assignment, wait_until};
 
@@ -455,4 +455,47 @@ fn a_callback_that_panics_does_not_end_the_connection() {
     let mut connection = balancer.accept();
     connection.assign(1, "echo", "x");
     assert_eq!(connection.answer().payload, "x");
+}
+
+#[test]
+fn a_background_task_outlives_its_connection_and_its_result_goes_to_the_next_one() {
+    let balancer = Balancer::start();
+    let gate = Gate::default();
+    let handler = {
+        let gate = gate.clone();
+        move |task: &Task| {
+            let opened = gate.pass(task);
+            assert!(opened || task.payload() != &b"wanted"[..], "it was cancelled");
+            Ok(Bytes::from_static(b"late"))
+        }
+    };
+    let _worker = Running::start(balancer.worker().threads(3).action("long", handler));
+    let mut connection = balancer.accept();
+    let assign = |id, task_id: Option<[u8; 16]>, held, payload: &'static [u8]| {
+        let (action, attempt) = ("long", 1);
+        let (deadline_ms, key) = (None, None);
+        Message::AssignTask(AssignTask { id, action, attempt, deadline_ms, key, task_id, held, payload })
+    };
+    connection.send(&assign(1, Some([1; 16]), false, b"wanted"));
+    connection.send(&assign(2, Some([2; 16]), false, b"unwanted"));
+    connection.send(&assign(3, None, false, b"foreground"));
+    gate.wait_for(3);
+    drop(connection);
+
+    let mut connection = balancer.greet();
+    let frame = connection.next();
+    let Ok(Message::Register(register)) = Message::decode(&frame.as_frame()) else { panic!("no REGISTER") };
+    let mut held: Vec<_> = register.held.iter().collect();
+    held.sort_unstable();
+    assert_eq!(held, [[1; 16], [2; 16]], "what runs for a client that is gone is not named");
+    connection.ack(register.id);
+    connection.send(&assign(7, Some([1; 16]), true, b""));
+    connection.send(&Message::Cancel(Cancel { id: 0, task_id: Some([2; 16]), recall: false }));
+    connection.send(&assign(8, Some([9; 16]), true, b""));
+    let answer = connection.answer();
+    assert_eq!((answer.id, answer.outcome), (8, Outcome::Retry), "{answer:?}");
+    gate.open();
+    let answer = connection.answer();
+    assert_eq!((answer.id, answer.outcome, &answer.payload[..]), (7, Outcome::Done, &b"late"[..]));
+    connection.sync();
 }

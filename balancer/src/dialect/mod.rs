@@ -13,11 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{ErrorCode, FrameError};
 
-use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Scheduler, Time};
+use crate::background::Ask;
+use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
 pub mod native;
 mod output;
 
+pub use native::status_report;
 pub use output::{Output, SHARED_PAYLOAD_BYTES};
 
 /// Which listener a connection came to.
@@ -44,6 +46,8 @@ pub struct Context {
     pub silence: Duration,
     /// How workers are chosen, for the status report.
     pub policy: Policy,
+    /// Background tasks can be taken.
+    pub has_store: bool,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -104,6 +108,8 @@ pub enum Step<'a> {
     Nothing,
     /// A frame that the scheduler must hear of.
     Event(Event<'a>),
+    /// A frame that the store has a part in.
+    Ask(Ask),
     /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
     Answer(Answer, Option<Event<'a>>),
 }
@@ -150,7 +156,7 @@ impl Session {
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
-    #[inline]
+    #[inline(always)]
     pub fn decode<'a>(
         &mut self,
         context: &Context,
@@ -188,17 +194,17 @@ impl Session {
         }
     }
 
-    /// Writes down an answer.
-    pub fn answer(
-        &self,
-        context: &Context,
-        now: Time,
-        scheduler: &Scheduler,
-        answer: &Answer,
-        out: &mut Output,
-    ) {
+    /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
+    pub fn answer(&self, context: &Context, answer: &Answer, out: &mut Output) {
         match self {
-            Session::Native(_) => native::answer(context, now, scheduler, answer, out),
+            Session::Native(_) => native::answer(context, answer, out),
+        }
+    }
+
+    /// Writes down a page of the status report, as [`status_report`] gives it, for the question of this number.
+    pub fn report(&self, id: u64, report: &Bytes, out: &mut Output) {
+        match self {
+            Session::Native(_) => native::report(id, report, out),
         }
     }
 

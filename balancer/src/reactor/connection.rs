@@ -76,6 +76,8 @@ pub(super) struct Connection {
     pub(super) write_blocked: bool,
     /// Not read from, because it does not read either.
     pub(super) paused: bool,
+    /// It has asked for something that comes from another reactor, and is not served until it has come.
+    pub(super) waiting: bool,
     /// `input` begins with frames that are whole, left for a later turn.
     pub(super) parked: bool,
     /// To be closed as soon as no effect is being carried out. Nothing is written to it any more.
@@ -107,6 +109,7 @@ impl Connection {
             touched: false,
             write_blocked: false,
             paused: false,
+            waiting: false,
             parked: false,
             doomed: false,
             since: now,
@@ -260,6 +263,7 @@ mod tests {
             heartbeat: Duration::from_secs(5),
             silence: Duration::from_secs(15),
             policy: Policy::default(),
+            has_store: false,
         }
     }
 

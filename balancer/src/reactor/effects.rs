@@ -1,8 +1,12 @@
 //! Carrying out what the scheduler wants: effects become bytes in the outputs of the connections they concern, as
 //! they come.
 
+use bytes::Bytes;
+
+use super::decider::Decider;
 use super::net::Net;
 use super::turn::Reactor;
+use crate::background::{Noted, Outlet};
 use crate::dialect::Answer;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer};
 
@@ -32,12 +36,21 @@ impl<'a> Effects<'a> for Net {
     }
 }
 
+impl Outlet for Net {
+    fn take_note(&mut self) -> Option<Noted> {
+        self.notes.pop_front()
+    }
+}
+
 impl Net {
     /// The effects that come far less often than assignments and results.
     #[inline(never)]
     fn carry_out(&mut self, effect: Effect<'_>) {
         let peer = match &effect {
-            Effect::Note { .. } | Effect::Claim { .. } => return,
+            Effect::Note { .. } | Effect::Claim { .. } => {
+                self.notes.extend(Noted::of(&effect));
+                return;
+            }
             Effect::Stopped => {
                 self.stopped = true;
                 return;
@@ -51,6 +64,7 @@ impl Net {
             | Effect::Acknowledge { peer, .. }
             | Effect::Ping { peer }
             | Effect::Unwanted { peer, .. }
+            | Effect::Answer { peer, .. }
             | Effect::GoAway { peer }
             | Effect::Close { peer, .. } => *peer,
         };
@@ -61,6 +75,15 @@ impl Net {
         }
     }
 
+    /// A page of the status report has come from another reactor for one who asked.
+    pub(super) fn report_has_come(&mut self, peer: Peer, id: u64, report: &Bytes) {
+        self.append(peer, |connection| connection.session.report(id, report, &mut connection.output));
+        if let Some(connection) = self.connections.get_mut(peer) {
+            connection.waiting = false;
+        }
+        self.queue_again(peer);
+    }
+
     /// Whether so much waits for a connection that what can be spared is not told to it.
     fn is_full(&mut self, peer: Peer) -> bool {
         let soft = self.settings.output_soft_bytes;
@@ -68,16 +91,16 @@ impl Net {
     }
 }
 
-impl Reactor {
-    /// Hands the scheduler an event, and carries out what it wants done.
+impl<D: Decider> Reactor<D> {
+    /// Hands an event on, to whoever decides what is to be done about it.
     #[inline]
     pub(super) fn handle(&mut self, event: Event<'_>) {
-        self.scheduler.handle(self.net.now, event, &mut self.net);
+        self.decider.handle(&mut self.net, event);
     }
 
-    /// Has the scheduler do what is due, and carries out what it wants done.
+    /// Has done what is due.
     pub(super) fn tick(&mut self) {
-        self.scheduler.tick(self.net.now, &mut self.net);
+        self.decider.tick(&mut self.net);
     }
 
     /// Answers a frame that the scheduler has no part in. Says whether the connection has enough to read now.
@@ -87,11 +110,30 @@ impl Reactor {
         if full && matches!(answer, Answer::Pong(_)) {
             return false;
         }
-        let (context, now, scheduler) = (self.net.context.clone(), self.net.now, &self.scheduler);
+        if let Answer::Status { id, offset, limit } = *answer {
+            return !self.report(peer, id, offset, limit) || full;
+        }
+        let context = self.net.context.clone();
         let open = self.net.append(peer, |connection| {
-            connection.session.answer(&context, now, scheduler, answer, &mut connection.output);
+            connection.session.answer(&context, answer, &mut connection.output);
         });
         full || !open
+    }
+
+    /// Answers with a page of the status report. Says whether the connection can go on: where the report comes from
+    /// another reactor, it waits, lest its answers change places or its questions pile up.
+    fn report(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) -> bool {
+        match self.decider.report(&mut self.net, peer, id, offset, limit) {
+            Some(report) => self.net.append(peer, |connection| {
+                connection.session.report(id, &report, &mut connection.output);
+            }),
+            None => {
+                if let Some(connection) = self.net.connections.get_mut(peer) {
+                    connection.waiting = true;
+                }
+                false
+            }
+        }
     }
 
     /// Ends the connections that were doomed while effects were carried out.

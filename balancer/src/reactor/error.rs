@@ -25,9 +25,28 @@ pub enum BalancerError {
         /// What is wrong with it, as words that end the sentence.
         reason: String,
     },
+    /// The store for background tasks cannot be opened.
+    #[error("{0}")]
+    Store(#[from] crate::storage::StoreError),
     /// The operating system's event queue failed.
     #[error("the event queue failed: {0}")]
     Poll(#[source] io::Error),
+    /// A reactor's thread cannot be started.
+    #[error("the thread of reactor {number} cannot be started: {source}. With fewer --reactors it may be")]
+    Thread {
+        /// Which, from 1.
+        number: usize,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A reactor has ended before its time, and the balancer with it.
+    #[error("reactor {number} has failed: {reason}")]
+    Reactor {
+        /// Which, from 1, the one with the scheduler.
+        number: usize,
+        /// How it ended.
+        reason: String,
+    },
 }
 
 fn hint(source: &io::Error, who: &str) -> String {

@@ -11,8 +11,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::connection::Connection;
 use super::deadlines::Deadlines;
+use super::decider::Decider;
 use super::net::Net;
-use super::turn::{LISTENERS, token_of};
+use super::turn::{LISTENERS, Reactor, token_of};
 use super::{BalancerError, Settings};
 use crate::dialect::{Listener, Output, Refusal, Session};
 use crate::scheduler::Peer;
@@ -65,28 +66,40 @@ impl Net {
     pub(super) fn may_accept(&self) -> bool {
         self.accept_again.is_none() && self.acceptors.iter().any(|acceptor| acceptor.ready)
     }
+}
 
+impl<D: Decider> Reactor<D> {
     /// Accepts those who wait, a bounded number a turn.
     pub(super) fn accept(&mut self) {
-        if self.accept_again.is_some_and(|again| again <= self.now) {
-            self.accept_again = None;
+        if self.net.accept_again.is_some_and(|again| again <= self.net.now) {
+            self.net.accept_again = None;
         }
         for (index, listener) in [Listener::Clients, Listener::Workers].into_iter().enumerate() {
             for _ in 0..ACCEPTS_A_TURN {
-                if self.accept_again.is_some() {
+                if self.net.accept_again.is_some() {
                     return;
                 }
-                let Some(acceptor) = self.acceptors.get_mut(index).filter(|acceptor| acceptor.ready) else {
-                    break;
-                };
+                let acceptor = self.net.acceptors.get_mut(index).filter(|acceptor| acceptor.ready);
+                let Some(acceptor) = acceptor else { break };
                 match acceptor.socket.accept() {
                     Ok((stream, from)) => self.welcome(stream, from, listener),
-                    Err(error) => self.accept_failed(index, &error),
+                    Err(error) => self.net.accept_failed(index, &error),
                 }
             }
         }
     }
 
+    fn welcome(&mut self, stream: TcpStream, from: SocketAddr, listener: Listener) {
+        let (open, most) = (self.net.open_connections(), self.net.settings.max_connections);
+        if open >= most {
+            log::debug!("{from} is turned away: {open} connections are open");
+            return turn_away(stream, listener, most);
+        }
+        self.decider.place(&mut self.net, stream, listener);
+    }
+}
+
+impl Net {
     fn accept_failed(&mut self, index: usize, error: &io::Error) {
         match error.kind() {
             io::ErrorKind::WouldBlock => self.acceptors[index].ready = false,
@@ -100,7 +113,7 @@ impl Net {
                     log::warn!(
                         "cannot accept connections for now, with {} open: {error}. Is the limit on open files \
                          too low?",
-                        self.connections.len()
+                        self.open_connections()
                     );
                 }
                 self.accept_again = Some(self.now.after(PAUSE));
@@ -108,11 +121,16 @@ impl Net {
         }
     }
 
-    fn welcome(&mut self, mut stream: TcpStream, from: SocketAddr, listener: Listener) {
-        if self.connections.len() >= self.settings.max_connections {
-            log::debug!("{from} is turned away: {} connections are open", self.connections.len());
-            return turn_away(stream, listener, self.settings.max_connections);
+    /// Takes a connection on.
+    pub(super) fn take_on(&mut self, stream: TcpStream, listener: Listener) {
+        if let Some((number, totals)) = &self.shared {
+            totals.begin(*number, listener);
         }
+        self.take_on_counted(stream, listener);
+    }
+
+    /// Takes a connection on that is counted already.
+    pub(super) fn take_on_counted(&mut self, mut stream: TcpStream, listener: Listener) {
         let peer = self.connections.next_peer();
         let set_up = |stream: &mut TcpStream| -> io::Result<()> {
             stream.set_nodelay(true)?;
@@ -124,7 +142,10 @@ impl Net {
             self.poll.registry().register(stream, token, Interest::READABLE | Interest::WRITABLE)
         };
         if let Err(error) = set_up(&mut stream) {
-            return log::debug!("{from} could not be set up: {error}");
+            if let Some((number, totals)) = &self.shared {
+                totals.end(*number, listener);
+            }
+            return log::debug!("a connection could not be set up: {error}");
         }
         let mut connection = Connection::new(stream, listener, self.now);
         plan(&mut self.deadlines, peer, &mut connection, &self.settings);

@@ -1,4 +1,5 @@
-//! The reactor: one mio event loop over every connection, around one scheduler.
+//! The reactor: a mio event loop over every connection, around one scheduler; or several loops that share the
+//! connections, around one scheduler all the same.
 //!
 //! A turn of the loop, which every connection that has something to say goes through at most once:
 //!
@@ -35,32 +36,44 @@
 //!
 //! `net` holds the connections; `listener` accepts, `reading` reads and decodes, `effects` carries out what the
 //! scheduler wants, `writing` flushes and closes, and `turn` puts them in order. The `Reactor` of `turn` is a `Net`
-//! and the scheduler: an event goes to the scheduler, which gives its effects to the net as they come.
+//! and a `decider`: an event goes to the decider, which gives its effects to the net as they come.
+//!
+//! # Several reactors
+//!
+//! The decider of the only reactor is the scheduler. Of several, the first's is a `hub` around the scheduler, and
+//! each other one's is a `front`, a mailbox on the way to it. What they hand each other is in `exchange`, the bounds
+//! that hold over all of them in `totals`, and `starting` puts them together and runs their threads. No reactor ever
+//! waits for another: where a mailbox is full, whoever would fill it takes nothing more in.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mio::{Poll, Waker};
+use mio::Waker;
 
 mod connection;
 mod deadlines;
+mod decider;
 mod effects;
 mod error;
+pub(crate) mod exchange;
+mod front;
+mod hub;
 mod listener;
 mod net;
 mod read_buffer;
 mod reading;
 mod settings;
 mod slab;
+mod starting;
+mod totals;
 mod turn;
 mod writing;
 
 pub use error::BalancerError;
-pub use settings::{Settings, raise_open_files_limit};
+pub use settings::{MOST_REACTORS, Settings, raise_open_files_limit};
 
-use listener::Acceptor;
-use turn::Reactor;
+use starting::Reactors;
 
 /// A balancer that listens, and serves once [`run`](Self::run) is called.
 #[derive(Debug)]
@@ -68,7 +81,7 @@ pub struct Balancer {
     clients: SocketAddr,
     workers: SocketAddr,
     handle: Handle,
-    reactor: Reactor,
+    reactors: Reactors,
 }
 
 impl Balancer {
@@ -78,14 +91,7 @@ impl Balancer {
     /// A setting that makes no sense, or an address that cannot be listened on.
     pub fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
         settings.check()?;
-        let poll = Poll::new().map_err(BalancerError::Poll)?;
-        let waker = Waker::new(poll.registry(), turn::WAKER).map_err(BalancerError::Poll)?;
-        let handle = Handle { waker: Arc::new(waker), shutdown: Arc::new(AtomicBool::new(false)) };
-        let clients = Acceptor::bind(poll.registry(), "clients", settings.clients)?;
-        let workers = Acceptor::bind(poll.registry(), "workers", settings.workers)?;
-        let (clients_addr, workers_addr) = (clients.address(), workers.address());
-        let reactor = Reactor::new(poll, [clients, workers], handle.clone(), settings);
-        Ok(Balancer { clients: clients_addr, workers: workers_addr, handle, reactor })
+        starting::bind(settings)
     }
 
     /// Where clients connect, with the port that was picked.
@@ -106,9 +112,9 @@ impl Balancer {
     /// Serves until a handle says stop, and everything is answered and flushed.
     ///
     /// # Errors
-    /// The operating system's event queue fails.
+    /// The operating system's event queue fails, or one of several reactors does.
     pub fn run(self) -> Result<(), BalancerError> {
-        self.reactor.run()
+        self.reactors.run()
     }
 }
 

@@ -2,6 +2,8 @@
 //! whose output is to be flushed, what all of them hold together.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use mio::Poll;
@@ -12,6 +14,8 @@ use super::deadlines::Deadlines;
 use super::listener::{Acceptor, plan};
 use super::read_buffer::ReadBuffer;
 use super::slab::Connections;
+use super::totals::{Others, Totals};
+use crate::background::Noted;
 use crate::dialect::Context;
 use crate::scheduler::{Peer, Time};
 
@@ -23,7 +27,7 @@ pub(super) struct Net {
     pub(super) context: Context,
     /// The moment of this turn.
     pub(super) now: Time,
-    /// Clients' first, then workers'; none once the balancer stops.
+    /// Clients' first, then workers'; none at any reactor but the first, nor once the balancer stops.
     pub(super) acceptors: Vec<Acceptor>,
     /// Accepting failed; when to try again.
     pub(super) accept_again: Option<Time>,
@@ -46,29 +50,43 @@ pub(super) struct Net {
     pub(super) incomplete_bytes: usize,
     /// Unwritten output, over all connections.
     pub(super) output_bytes: usize,
+    /// What that may be now: the bound on it, less what other reactors hold.
+    pub(super) output_room: usize,
+    /// This reactor's number and what all of them hold; `None` where it is the only one.
+    pub(super) shared: Option<(usize, Arc<Totals>)>,
+    /// What the others held a turn ago.
+    pub(super) others: Others,
     /// The scheduler has answered everything after it was told to stop.
     pub(super) stopped: bool,
     /// The scheduler's effects so far.
     pub(super) effects: usize,
+    /// What the scheduler has noted for the keeper, who takes it in the same turn.
+    pub(super) notes: VecDeque<Noted>,
 }
 
 impl Net {
-    pub(super) fn new(poll: Poll, acceptors: [Acceptor; 2], settings: Settings) -> Net {
-        let [clients, workers] = &acceptors;
+    pub(super) fn new(
+        poll: Poll,
+        addresses: [SocketAddr; 2],
+        settings: Settings,
+        shared: Option<(usize, Arc<Totals>)>,
+    ) -> Net {
         let context = Context {
-            clients: clients.address(),
-            workers: workers.address(),
+            clients: addresses[0],
+            workers: addresses[1],
             max_frame_bytes: settings.max_frame_bytes,
             heartbeat: settings.scheduler.heartbeat,
             silence: settings.scheduler.silence,
             policy: settings.scheduler.policy,
+            has_store: settings.store.is_some(),
         };
         Net {
             poll,
             context,
+            output_room: settings.max_output_bytes,
             settings,
             now: Time(0),
-            acceptors: acceptors.into(),
+            acceptors: Vec::new(),
             accept_again: None,
             accept_warned: None,
             connections: Connections::default(),
@@ -81,23 +99,54 @@ impl Net {
             spare: Vec::new(),
             incomplete_bytes: 0,
             output_bytes: 0,
+            shared,
+            others: Others::default(),
             stopped: false,
             effects: 0,
+            notes: VecDeque::new(),
         }
     }
 
     /// Puts a connection at the end of the ready list, if there may be more to do for it.
     pub(super) fn queue_again(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
-        if (connection.readable || connection.parked) && !connection.paused && !connection.queued {
+        if (connection.readable || connection.parked)
+            && !connection.paused
+            && !connection.waiting
+            && !connection.queued
+        {
             connection.queued = true;
             self.ready.push_back(peer);
         }
     }
 
+    /// Connections that are open, at any reactor.
+    pub(super) fn open_connections(&self) -> usize {
+        self.shared.as_ref().map_or(self.connections.len(), |(_, totals)| totals.connections())
+    }
+
+    /// Whether unfinished frames hold more than they may, over all reactors, and one of ours should end for it: we
+    /// hold our share of it at least, as one reactor does always.
+    pub(super) fn has_too_much_input(&self) -> bool {
+        let all = self.incomplete_bytes.saturating_add(self.others.incomplete);
+        let reactors = self.shared.as_ref().map_or(1, |(_, totals)| totals.reactors());
+        all > self.settings.max_incomplete_bytes && self.incomplete_bytes.saturating_mul(reactors) >= all
+    }
+
+    /// Tells the other reactors what this one holds, and learns what they do.
+    pub(super) fn share_totals(&mut self) {
+        let Some((number, totals)) = &self.shared else { return };
+        self.others = totals.exchange(*number, self.output_bytes, self.incomplete_bytes);
+        self.output_room = self.settings.max_output_bytes.saturating_sub(self.others.output);
+        let all = self.incomplete_bytes.saturating_add(self.others.incomplete);
+        if all > self.settings.max_incomplete_bytes && !self.has_too_much_input() {
+            totals.wake_holders(all);
+        }
+    }
+
     /// Has `write` append to a connection's output, if it is open, and holds the output to its bounds. Says whether
     /// it was.
-    #[inline]
+    #[inline(always)]
     pub(super) fn append(&mut self, peer: Peer, write: impl FnOnce(&mut Connection)) -> bool {
         let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
             return false;
@@ -107,7 +156,7 @@ impl Net {
         write(connection);
         let waiting = connection.output.len();
         self.output_bytes += waiting - before;
-        let over_all = self.output_bytes > self.settings.max_output_bytes && connection.write_blocked;
+        let over_all = self.output_bytes > self.output_room && connection.write_blocked;
         if waiting > self.settings.output_hard_bytes || over_all {
             self.doom(peer);
         }
@@ -137,6 +186,7 @@ impl Net {
         connection.frame_began = None;
         connection.paused = false;
         connection.parked = false;
+        connection.waiting = false;
         connection.input = Vec::new();
         self.incomplete_bytes -= std::mem::take(&mut connection.input_counted);
         plan(&mut self.deadlines, peer, connection, &self.settings);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use reparto_protocol::ErrorCode;
 
 use super::connection::Phase;
+use super::decider::Decider;
 use super::listener::plan;
 use super::turn::Reactor;
 use crate::dialect::{Answer, Listener, Refusal, Step};
@@ -24,12 +25,12 @@ enum Stop {
     Closed,
 }
 
-impl Reactor {
+impl<D: Decider> Reactor<D> {
     /// Gives a connection its part of the turn: one read, and all that came with it. Says how many bytes came.
     pub(super) fn serve(&mut self, peer: Peer) -> usize {
         let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
         connection.queued = false;
-        if connection.paused {
+        if connection.paused || connection.waiting {
             return 0;
         }
         if connection.parked {
@@ -76,7 +77,7 @@ impl Reactor {
     fn heard(&mut self, peer: Peer) {
         let Some(connection) = self.net.connections.get_mut(peer) else { return };
         if connection.session.listener() == Listener::Workers && connection.session.joined() {
-            self.handle(Event::Heard { peer });
+            self.handle(Event::Heard { peer: self.decider.outside(peer) });
         }
     }
 
@@ -123,14 +124,26 @@ impl Reactor {
     /// Takes frame after frame, and has each one's effects carried out before the next.
     fn decode(&mut self, peer: Peer, chunk: &Bytes, mut from: usize) -> Stop {
         let mut reports = 0;
+        let outside = self.decider.outside(peer);
         loop {
             // It may have been closed by what the last frame did.
             let Some(connection) = self.net.connections.get_mut(peer).filter(|connection| connection.open())
             else {
                 return Stop::Closed;
             };
-            match connection.session.decode(&self.net.context, peer, chunk, &mut from) {
-                Ok(Step::Event(event)) => self.handle(event),
+            match connection.session.decode(&self.net.context, outside, chunk, &mut from) {
+                Ok(Step::Event(event)) => {
+                    self.handle(event);
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
+                Ok(Step::Ask(ask)) => {
+                    self.decider.ask(&mut self.net, outside, ask);
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
                 Ok(Step::Incomplete) => return Stop::Incomplete(from),
                 Ok(Step::Nothing) => {}
                 Ok(Step::Answer(answer, event)) => {
@@ -177,10 +190,15 @@ impl Reactor {
             }
             plan(&mut self.net.deadlines, peer, connection, &self.net.settings);
         }
-        while self.net.incomplete_bytes > self.net.settings.max_incomplete_bytes {
-            if !self.close_largest_input() {
-                return;
-            }
+        self.hold_input_to_its_bound();
+    }
+
+    /// Closes connections until unfinished frames hold no more than they may.
+    pub(super) fn hold_input_to_its_bound(&mut self) {
+        if self.net.has_too_much_input() {
+            // Others may hold less by now.
+            self.net.share_totals();
+            while self.net.has_too_much_input() && self.close_largest_input() {}
         }
     }
 
@@ -192,6 +210,7 @@ impl Reactor {
             .net
             .connections
             .iter_mut()
+            .filter(|(_, connection)| connection.open())
             .map(|(peer, connection)| {
                 (connection.input_counted, std::cmp::Reverse(connection.frame_began), peer)
             })

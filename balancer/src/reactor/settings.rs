@@ -8,7 +8,11 @@ use std::time::Duration;
 use reparto_protocol::limits;
 
 use super::BalancerError;
+use crate::background::StoreSettings;
 use crate::scheduler::Config;
+
+/// Most event loops of a balancer. Long before there are as many, the scheduler is what is waited for.
+pub const MOST_REACTORS: usize = 64;
 
 /// A balancer's settings. Every bound on what a peer can make grow is here.
 ///
@@ -26,6 +30,11 @@ pub struct Settings {
     pub workers: SocketAddr,
     /// The scheduler's own settings. Its seed is random by default.
     pub scheduler: Config,
+    /// Where background tasks are kept; `None` for nowhere: they are refused. Default `None`.
+    pub store: Option<StoreSettings>,
+    /// Event loops, each with a thread of its own, that connections are spread over; 1 to [`MOST_REACTORS`]. The
+    /// scheduler lives on the first. Default 1.
+    pub reactors: usize,
     /// Time that running tasks have to end when the balancer is told to stop. Default 10 s.
     pub grace: Duration,
     /// Largest frame taken, in bytes, header included. Default 16 MiB.
@@ -59,6 +68,8 @@ impl Default for Settings {
             clients: ([127, 0, 0, 1], 8888).into(),
             workers: ([127, 0, 0, 1], 8889).into(),
             scheduler: Config { seed: RandomState::new().build_hasher().finish(), ..Config::default() },
+            store: None,
+            reactors: 1,
             grace: Duration::from_secs(10),
             max_frame_bytes: limits::DEFAULT_MAX_FRAME_BYTES,
             max_connections: 20_000,
@@ -86,6 +97,9 @@ impl Settings {
     /// Checks that the settings make sense together.
     pub(super) fn check(&self) -> Result<(), BalancerError> {
         let wrong = |name, reason: String| Err(BalancerError::Setting { name, reason });
+        if !(1..=MOST_REACTORS).contains(&self.reactors) {
+            return wrong("reactors", format!("is {}, but must be 1 to {MOST_REACTORS}", self.reactors));
+        }
         let range = limits::MIN_MAX_FRAME_BYTES..=limits::MAX_MAX_FRAME_BYTES;
         if !range.contains(&self.max_frame_bytes) {
             let (least, most) = (range.start(), range.end());
@@ -169,6 +183,8 @@ mod tests {
         let scheduler = Config { silence: Duration::from_secs(1), ..Config::default() };
         let settings = Settings { scheduler, ..Settings::default() };
         assert!(settings.check().is_err_and(|error| error.to_string().contains("longer than the heartbeat")));
+        let settings = Settings { reactors: 0, ..Settings::default() };
+        assert!(settings.check().is_err_and(|error| error.to_string().contains("must be 1 to 64")));
         let settings = Settings { max_connections: 0, ..Settings::default() };
         assert!(settings.check().is_err_and(|error| error.to_string().contains("max_connections")));
     }

@@ -3,16 +3,17 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Token};
+use mio::{Events, Token};
 use reparto_protocol::ErrorCode;
 
+use super::BalancerError;
 use super::connection::Due;
 use super::deadlines::NEVER;
-use super::listener::{Acceptor, listener_index, plan};
+use super::decider::Decider;
+use super::listener::{listener_index, plan};
 use super::net::{Net, touch};
-use super::{BalancerError, Handle, Settings};
 use crate::dialect::Refusal;
-use crate::scheduler::{Effect, Effects, Event, Peer, Scheduler, Time};
+use crate::scheduler::{Effect, Effects, Peer, Time};
 
 /// The waker's token, then the listeners'; connections come after them.
 pub(super) const WAKER: Token = Token(0);
@@ -36,11 +37,11 @@ pub(super) fn token_of(peer: Peer) -> Token {
 
 /// The loop, and what it works with.
 #[derive(Debug)]
-pub(super) struct Reactor {
+pub(super) struct Reactor<D> {
     pub(super) net: Net,
-    pub(super) scheduler: Scheduler,
+    pub(super) decider: D,
+    /// Where the clock begins, for all reactors.
     origin: Instant,
-    handle: Handle,
     stop: Stop,
 }
 
@@ -49,75 +50,96 @@ pub(super) struct Reactor {
 enum Stop {
     /// It serves.
     No,
-    /// The scheduler was told; it has until then.
+    /// Whoever decides was told; it has until then.
     Told(Time),
-    /// The scheduler has stopped; connections have until then to take their last bytes.
+    /// All is answered; connections have until then to take their last bytes.
     Leaving(Time),
 }
 
-impl Reactor {
-    pub(super) fn new(poll: Poll, acceptors: [Acceptor; 2], handle: Handle, settings: Settings) -> Reactor {
-        Reactor {
-            scheduler: Scheduler::new(settings.scheduler.clone()),
-            net: Net::new(poll, acceptors, settings),
-            origin: Instant::now(),
-            handle,
-            stop: Stop::No,
-        }
+impl<D: Decider> Reactor<D> {
+    pub(super) fn new(net: Net, decider: D, origin: Instant) -> Self {
+        Reactor { net, decider, origin, stop: Stop::No }
     }
 
     /// Turns until it was stopped and all is done.
     pub(super) fn run(mut self) -> Result<(), BalancerError> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            match self.net.poll.poll(&mut events, self.timeout()) {
+            let mut timeout = self.timeout();
+            if timeout != Some(Duration::ZERO) && !self.decider.lie_down()? {
+                timeout = Some(Duration::ZERO);
+            }
+            match self.net.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
                 Err(error) => return Err(BalancerError::Poll(error)),
                 Ok(()) => {}
             }
+            self.decider.get_up();
             self.net.now = Time(u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX));
             for event in &events {
                 self.note(event);
             }
-            self.turn();
-            if self.left() {
+            let all_sent = self.turn()?;
+            if all_sent && self.left() {
                 return Ok(());
             }
         }
     }
 
-    /// What a turn consists of, once events are noted.
-    fn turn(&mut self) {
-        if self.handle.asked() && self.stop == Stop::No {
+    /// What a turn consists of, once events are noted. Says whether other reactors were sent all that is for them.
+    fn turn(&mut self) -> Result<bool, BalancerError> {
+        self.decider.receive(&mut self.net)?;
+        self.settle();
+        if self.decider.asked_to_stop() && self.stop == Stop::No {
             self.begin_stopping();
         }
-        self.net.accept();
+        self.accept();
         let (mut bytes, mut turns) = (0, self.net.ready.len());
         while bytes < TURN_BYTES && turns > 0 {
+            if self.decider.is_full() {
+                self.send()?;
+                if self.decider.is_full() {
+                    break;
+                }
+            }
             let Some(peer) = self.net.ready.pop_front() else { break };
             turns -= 1;
             bytes += self.serve(peer);
             self.settle();
         }
         self.expire();
-        if self.scheduler.next_timer().is_some_and(|at| at <= self.net.now) {
+        if self.decider.next_timer(self.net.now).is_some_and(|at| at <= self.net.now) {
             self.tick();
         }
+        self.decider.keep(&mut self.net);
         self.settle();
+        // The others go on while we write.
+        self.send()?;
         self.flush();
         self.go_on_stopping();
+        self.hold_input_to_its_bound();
+        self.send()
+    }
+
+    /// Sends other reactors what is for them, and before it what this one holds: whoever acts on the one knows the
+    /// other. Says whether all of it went.
+    fn send(&mut self) -> Result<bool, BalancerError> {
+        self.net.share_totals();
+        self.decider.send()
     }
 
     /// How long to wait for events: not at all while there is something left to do.
     fn timeout(&self) -> Option<Duration> {
-        if !self.net.ready.is_empty() || !self.net.touched.is_empty() || self.net.may_accept() {
+        let may_serve = !self.net.ready.is_empty() && !self.decider.is_full();
+        if may_serve || !self.net.touched.is_empty() || self.net.may_accept() {
             return Some(Duration::ZERO);
         }
         let stop = match self.stop {
             Stop::No => None,
             Stop::Told(at) | Stop::Leaving(at) => Some(at),
         };
-        let next = [self.scheduler.next_timer(), self.net.deadlines.next(), self.net.accept_again, stop];
+        let next =
+            [self.decider.next_timer(self.net.now), self.net.deadlines.next(), self.net.accept_again, stop];
         // Turns are not free, so time has passed since `now`; a wait that begins at `now` ends a little late,
         // by less than the turn took, which no deadline minds.
         next.into_iter().flatten().min().map(|at| at.since(self.net.now))
@@ -194,18 +216,20 @@ impl Reactor {
             .map(|(peer, _)| peer)
             .collect();
         strangers.into_iter().for_each(|peer| self.net.push(Effect::GoAway { peer }));
-        self.handle(Event::Shutdown { grace: self.net.settings.grace });
+        self.decider.begin_stopping(&mut self.net);
     }
 
     /// Once the scheduler has stopped, lets every connection take its last bytes and end.
     fn go_on_stopping(&mut self) {
         let Stop::Told(at) = self.stop else { return };
-        if !self.net.stopped && at > self.net.now {
+        let done = self.net.stopped && self.decider.is_quiet();
+        if !done && at > self.net.now {
             return;
         }
         if !self.net.stopped {
             log::error!("the scheduler has not stopped in time; its tasks are left without an answer");
         }
+        self.decider.stopped();
         self.stop = Stop::Leaving(self.net.now.after(self.net.settings.linger));
         let peers: Vec<Peer> = self.net.connections.iter_mut().map(|(peer, _)| peer).collect();
         for peer in peers {

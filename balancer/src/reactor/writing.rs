@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use mio::net::TcpStream;
 
 use super::connection::{Flushed, Phase};
+use super::decider::Decider;
 use super::listener::plan;
 use super::turn::Reactor;
 use crate::dialect::{Listener, Refusal};
@@ -16,7 +17,7 @@ const SPARE_BUFFERS: usize = 32;
 /// A buffer that has grown beyond this is freed instead.
 const SPARE_BYTES: usize = 512 * 1024;
 
-impl Reactor {
+impl<D: Decider> Reactor<D> {
     /// Flushes every touched connection. What a turn leaves over stays on the list.
     pub(super) fn flush(&mut self) {
         let mut unfinished = std::mem::take(&mut self.net.unfinished);
@@ -96,7 +97,7 @@ impl Reactor {
         log::debug!("{} is closed: {}: {}", name(&connection.stream), refusal.code, refusal.message);
         self.net.append(peer, |connection| connection.session.refuse(refusal, &mut connection.output));
         self.net.begin_closing(peer);
-        self.handle(Event::Gone { peer });
+        self.handle(Event::Gone { peer: self.decider.outside(peer) });
     }
 
     /// Everything is written. A socket that were closed now could take the last bytes back from a peer that is
@@ -120,8 +121,11 @@ impl Reactor {
             log::debug!("a socket could not be deregistered: {error}");
         }
         drop(connection.stream);
+        if let Some((number, totals)) = &self.net.shared {
+            totals.end(*number, connection.session.listener());
+        }
         if connection.phase == Phase::Open {
-            self.handle(Event::Gone { peer });
+            self.handle(Event::Gone { peer: self.decider.outside(peer) });
         }
     }
 }

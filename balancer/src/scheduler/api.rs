@@ -137,6 +137,47 @@ pub enum Note<'a> {
     Refused,
 }
 
+/// Where a background task stands, for a client. Times are milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Which task.
+    pub task: BackgroundId,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Attempts used.
+    pub attempts: u8,
+    /// When it was taken in.
+    pub created_at_ms: u64,
+    /// When its next attempt may begin, if it waits for that.
+    pub due_at_ms: Option<u64>,
+    /// When it ended.
+    pub ended_at_ms: Option<u64>,
+}
+
+/// What a store says to a client, beside results and failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreAnswer<'a> {
+    /// A task is durable.
+    Accepted {
+        /// Its id.
+        task: BackgroundId,
+        /// Its idempotency key stood for it already.
+        duplicate: bool,
+    },
+    /// Where a task stands.
+    Standing {
+        /// Where.
+        standing: Standing,
+        /// All that is known of it, as JSON, or nothing.
+        payload: Payload<'a>,
+    },
+    /// A page of tasks, as JSON.
+    List {
+        /// The page.
+        payload: Payload<'a>,
+    },
+}
+
 /// A worker as it describes itself. Numbers out of their range count as the nearest one within.
 #[derive(Debug, Clone)]
 pub struct Registration<'a> {
@@ -362,6 +403,15 @@ pub enum Effect<'a> {
         attempts: u8,
         /// What.
         note: Note<'a>,
+    },
+    /// What the store says to a client who asked. It goes the way of effects, and is never the scheduler's own.
+    Answer {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the request.
+        id: u64,
+        /// What.
+        answer: StoreAnswer<'a>,
     },
     /// A worker has named a background task that is not known here. To be answered with [`Event::Enter`], with this
     /// worker as its holder, or [`Event::Unclaimed`].

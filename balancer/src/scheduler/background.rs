@@ -171,7 +171,7 @@ impl Scheduler {
         &self,
         task: u32,
         code: ErrorCode,
-        message: &Cow<'static, str>,
+        message: Cow<'static, str>,
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
@@ -183,7 +183,7 @@ impl Scheduler {
             ErrorCode::Expired => (TaskState::Expired, row.spent),
             _ => return,
         };
-        let note = Note::Ended { state, failure: Some((code, message.clone())), payload };
+        let note = Note::Ended { state, failure: Some((code, message)), payload };
         effects.push(Effect::Note { id: background.id, attempts, note });
     }
 

@@ -51,7 +51,7 @@ impl Scheduler {
         self.each_waiter(task, |peer, id| {
             effects.push(Effect::Fail { peer, id, code, message: message.clone(), payload });
         });
-        self.note_failed(task, code, &message, payload, effects);
+        self.note_failed(task, code, message, payload, effects);
         self.counts.failed += self.release_waiters(task);
     }
 

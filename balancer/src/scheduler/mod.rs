@@ -373,7 +373,7 @@ impl Scheduler {
     }
 
     /// What a worker must know of a task.
-    #[inline]
+    #[inline(always)]
     fn details(&self, task: u32) -> Assignment<'_> {
         let task = &self.tasks[task];
         Assignment {

@@ -163,7 +163,7 @@ impl Store {
 
     /// Keeps a payload: copied into a block when it is small, into memory of its own when it is not, and shared
     /// when it is large.
-    #[inline]
+    #[inline(always)]
     pub(super) fn keep(&mut self, payload: Payload<'_>) -> Kept {
         let bytes = payload.as_slice();
         if bytes.len() <= BLOCK_BYTES {

@@ -40,7 +40,7 @@ impl<T> Slab<T> {
         self.rows.len() as u32
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert(&mut self, value: T) -> u32 {
         self.occupied += 1;
         let index = self.vacant;

@@ -56,6 +56,7 @@ impl From<Effect<'_>> for Out {
             Effect::Note { id, attempts, note } => Out::Note(id, attempts, in_short(note)),
             Effect::Claim { peer, id } => Out::Claim(peer, id),
             Effect::Unwanted { peer, id } => Out::Unwanted(peer, id),
+            Effect::Answer { .. } => unreachable!("the store is not here"),
             Effect::Stopped => Out::Stopped,
         }
     }

@@ -155,7 +155,7 @@ mod tests {
     fn free_threads_fill_whatever_is_in_flight_but_a_megabyte_a_thread_is_enough_to_hold() {
         let mut worker = worker(4, 1024, Some(10));
         for in_flight in 0..4 {
-            (worker.in_flight, worker.bytes) = (in_flight, in_flight as usize * 16 << 20);
+            (worker.in_flight, worker.bytes) = (in_flight, (in_flight as usize * 16) << 20);
             assert!(worker.has_room(), "{in_flight} of 4 threads are busy");
         }
         for (bytes, has_room) in [(HELD_BYTES, true), (4 * HELD_BYTES - 1, true), (4 * HELD_BYTES, false)] {

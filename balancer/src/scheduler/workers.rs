@@ -155,6 +155,7 @@ impl Scheduler {
     // ---- what workers say ----
 
     /// A worker has done with an assignment.
+    #[inline(always)]
     pub(super) fn finished<'a>(
         &mut self,
         worker: u32,

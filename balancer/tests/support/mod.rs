@@ -25,12 +25,22 @@ pub struct Served {
     thread: Option<JoinHandle<Result<(), BalancerError>>>,
 }
 
+/// With how many reactors: what the other files test with one, those that have a number in their name test once more.
+pub fn reactors() -> usize {
+    match env!("CARGO_CRATE_NAME") {
+        "two_reactors" => 2,
+        "four_reactors" | "four_reactors_memory" => 4,
+        _ => 1,
+    }
+}
+
 /// Settings for tests: any ports, and no patience with those who linger.
 pub fn settings() -> Settings {
     let any_port = ([127, 0, 0, 1], 0).into();
     Settings {
         clients: any_port,
         workers: any_port,
+        reactors: reactors(),
         grace: Duration::from_millis(200),
         linger: Duration::from_millis(500),
         ..Settings::default()

@@ -238,7 +238,14 @@ impl Found {
         let (host, number) = (port.ip().to_string(), port.port().to_string());
         match self.contender {
             Contender::Reparto => {
-                command.args(["balancer", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"]);
+                command.args([
+                    "balancer",
+                    "--no-data",
+                    "--clients",
+                    "127.0.0.1:0",
+                    "--workers",
+                    "127.0.0.1:0",
+                ]);
                 // The user's own settings are for the user's own balancer.
                 for (variable, _) in std::env::vars_os() {
                     if variable.as_encoded_bytes().starts_with(b"REPARTO_") {

@@ -38,7 +38,7 @@ impl Place {
     pub(super) fn start(program: &Path) -> Result<Place, ScaleError> {
         let failed = |reason: String| ScaleError::Start { program: program.display().to_string(), reason };
         let mut command = Command::new(program);
-        command.args(["balancer", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"]);
+        command.args(["balancer", "--no-data", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"]);
         command.args(["--max-connections", "30000", "--wait", "1h"]);
         // What the user set up for a balancer of their own is not what is measured.
         for (name, _) in std::env::vars_os() {

@@ -30,6 +30,7 @@ use reparto_protocol::{HEADER_BYTES, Message, Outcome, Progress, TaskResult, cut
 
 use crate::actions::{Action, Actions};
 use crate::error::ConnectionError;
+use crate::held::{Ended, Held};
 use crate::lock;
 use crate::service_time::ServiceTime;
 use crate::task::{CancelReason, Cancellation, TaskError};
@@ -63,6 +64,7 @@ pub(crate) struct Job {
 pub(crate) struct Finished {
     pub(crate) place: usize,
     pub(crate) id: u64,
+    pub(crate) task_id: Option<[u8; 16]>,
     pub(crate) outcome: Outcome,
     pub(crate) message: Cow<'static, str>,
     pub(crate) payload: Bytes,
@@ -112,6 +114,7 @@ pub(crate) struct Terms {
 #[derive(Debug)]
 struct Running {
     id: u64,
+    task_id: Option<[u8; 16]>,
     cancellation: Cancellation,
 }
 
@@ -153,6 +156,8 @@ pub(crate) struct Link {
     stream: TcpStream,
     terms: Terms,
     tickets: Tickets,
+    /// Background tasks of former connections, and of this one once it is over.
+    held: Arc<Held>,
     opened: Instant,
     /// Milliseconds from `opened` to the last bytes that came.
     heard_ms: AtomicU64,
@@ -164,7 +169,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(stream: TcpStream, terms: Terms, tickets: Tickets, service: ServiceTime) -> Link {
+    pub(crate) fn new(
+        stream: TcpStream,
+        terms: Terms,
+        tickets: Tickets,
+        service: ServiceTime,
+        held: Arc<Held>,
+    ) -> Link {
         let now = Instant::now();
         let state = State {
             actions: Arc::default(),
@@ -192,6 +203,7 @@ impl Link {
             stream,
             terms,
             tickets,
+            held,
             opened: now,
             heard_ms: AtomicU64::new(0),
             state: Mutex::new(state),
@@ -261,8 +273,41 @@ impl Link {
             for running in state.running.iter().flatten().filter(|running| running.id == id) {
                 running.cancellation.cancel(CancelReason::Unwanted);
             }
+            self.held.cancel_awaited(id);
         }
         Ok(())
+    }
+
+    /// The balancer says that a task of a former connection is still this worker's, and awaits it by this number.
+    pub(crate) fn take_up(&self, id: u64, task: Option<[u8; 16]>) -> Result<(), ConnectionError> {
+        match task.map_or(Err(()), |task| self.held.await_it(task, id)) {
+            Ok(None) => return Ok(()),
+            Ok(Some(ended)) => {
+                self.tell(id, &ended);
+            }
+            Err(()) => lock(&self.state).answer(id, Outcome::Retry, "this worker does not hold it any more"),
+        }
+        self.urgent(lock(&self.state))
+    }
+
+    /// Tells how a task of a former connection has ended. Says whether this one is open yet.
+    pub(crate) fn tell(&self, id: u64, ended: &Ended) -> bool {
+        let mut state = lock(&self.state);
+        if state.is_closed {
+            return false;
+        }
+        let (outcome, message) = (ended.outcome, &*ended.message);
+        let result = TaskResult { id, outcome, message, service_ns: None, payload: &[] };
+        state.output.push_with(&Message::TaskResult(result), ended.payload.clone());
+        state.urgent = true;
+        drop(state);
+        self.keeper.notify_one();
+        true
+    }
+
+    /// The balancer does not want a task of a former connection.
+    pub(crate) fn forget(&self, task: [u8; 16]) {
+        self.held.forget(task);
     }
 
     /// Cancels everything that runs.
@@ -307,7 +352,7 @@ impl Link {
     /// Writes down how a task ended, once there is room for it.
     fn record<'a>(&'a self, mut state: MutexGuard<'a, State>, finished: Finished) -> MutexGuard<'a, State> {
         state.service.record(finished.took);
-        let Finished { place, id, mut outcome, mut message, mut payload, .. } = finished;
+        let Finished { place, id, task_id, mut outcome, mut message, mut payload, .. } = finished;
         let bytes =
             HEADER_BYTES + FIELDS_BYTES + cut(&message, limits::MAX_MESSAGE_BYTES).len() + payload.len();
         let limit = self.terms.max_frame_bytes;
@@ -325,6 +370,8 @@ impl Link {
             let service_ns = state.service.tell_if_changed();
             let result = TaskResult { id, outcome, message: &message, service_ns, payload: &[] };
             state.output.push_with(&Message::TaskResult(result), payload);
+        } else if let Some(task_id) = task_id {
+            self.held.end(task_id, Ended { outcome, message: message.into_owned(), payload });
         }
         state
     }
@@ -385,8 +432,12 @@ impl Link {
         state.queue.clear();
         state.queued_bytes = 0;
         state.output.clear();
+        self.held.release();
         for running in state.running.iter().flatten() {
-            running.cancellation.cancel(CancelReason::Unwanted);
+            match running.task_id {
+                Some(task_id) => self.held.keep(task_id, running.cancellation.clone()),
+                None => running.cancellation.cancel(CancelReason::Unwanted),
+            }
         }
         // Wakes the reader and whoever writes. It fails when the connection is gone already, which is as well.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
@@ -423,7 +474,7 @@ fn begin(state: &mut State, cancellation: &mut Cancellation) -> Option<(Job, usi
             continue;
         }
         cancellation.renew();
-        let running = Some(Running { id: job.id, cancellation: cancellation.clone() });
+        let running = Some(Running { id: job.id, task_id: job.task_id, cancellation: cancellation.clone() });
         let place = match state.free_places.pop() {
             Some(place) => {
                 state.running[place] = running;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use reparto_protocol::{Drain, HeldTasks, Message, Ping, Pong, Register};
+use reparto_protocol::{Drain, HeldTasks, Message, Ping, Pong, Register, limits};
 
 use super::{FIRST_REQUEST, FULL_BYTES, Link, State};
 use crate::actions::Actions;
@@ -104,6 +104,8 @@ impl Link {
         let names: Vec<&str> = profile.actions.names().collect();
         let mut state = lock(&self.state);
         let id = state.next_request;
+        let mut held = if id == FIRST_REQUEST { self.held.ids() } else { Vec::new() };
+        held.truncate(limits::MAX_HELD_TASKS);
         let message = Message::Register(Register {
             id,
             worker_id: profile.id,
@@ -111,7 +113,7 @@ impl Link {
             window: profile.window,
             weight: profile.weight,
             service_ns: state.service.tell(),
-            held: HeldTasks::NONE,
+            held: HeldTasks::new(&held),
             actions: reparto_protocol::Actions::new(&names),
         });
         let mut frame = bytes::BytesMut::new();

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reparto_protocol::{
-    DropTask, ErrorCode, Fetch, Frame, FrameError, FrameType, HEADER_BYTES, Hello, ListTasks, Message,
-    Outcome, Register, RetryTask, Role, Task, TaskResult, frame_length, limits,
+    Cancel, ErrorCode, Frame, FrameError, FrameType, HEADER_BYTES, Hello, Message, Outcome, Register, Role,
+    Task, TaskResult, frame_length, limits,
 };
 
 use super::{Session, State};
+use crate::background::{Ask, NewBackgroundTask};
 use crate::dialect::{Answer, Context, Listener, Refusal, Step};
 use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Registration, Submission};
 
@@ -33,7 +34,7 @@ impl Session {
     ///
     /// # Errors
     /// Bytes that are no frame, or a frame that may not come now.
-    #[inline]
+    #[inline(always)]
     pub fn decode<'a>(
         &mut self,
         context: &Context,
@@ -46,7 +47,7 @@ impl Session {
         };
         *from += length;
         match (self.state, frame.kind) {
-            (State::Client, FrameType::Task) => Ok(submit(peer, chunk, &Task::decode(&frame)?)),
+            (State::Client, FrameType::Task) => Ok(submit(context, peer, chunk, &Task::decode(&frame)?)),
             (State::Worker, FrameType::TaskResult) => Ok(finished(peer, chunk, &TaskResult::decode(&frame)?)),
             (_, kind) => {
                 self.admit(kind)?;
@@ -97,7 +98,7 @@ impl Session {
         message: Message<'a>,
     ) -> Result<Step<'a>, Refusal> {
         Ok(match message {
-            Message::Task(task) => submit(peer, chunk, &task),
+            Message::Task(task) => submit(context, peer, chunk, &task),
             Message::TaskResult(result) => finished(peer, chunk, &result),
             Message::Progress(m) => Step::Event(Event::Progress {
                 peer,
@@ -106,11 +107,11 @@ impl Session {
                 total: m.total,
                 payload: Payload::within(chunk, m.payload),
             }),
-            Message::Cancel(m) if m.task_id.is_some() => {
-                if m.id == 0 {
+            Message::Cancel(Cancel { id, task_id: Some(task), .. }) => {
+                if id == 0 {
                     return Err(FrameError::NoId { frame: FrameType::Cancel }.into());
                 }
-                no_store(m.id)
+                ask(context, Ask::Cancel { id, task })
             }
             Message::Cancel(m) => Step::Event(Event::Cancel { peer, id: m.id }),
             Message::Ping(m) => Step::Answer(Answer::Pong(m.id), None),
@@ -124,10 +125,19 @@ impl Session {
             Message::Status(m) => {
                 Step::Answer(Answer::Status { id: m.id, offset: m.offset, limit: m.limit }, None)
             }
-            Message::Fetch(Fetch { id, .. })
-            | Message::ListTasks(ListTasks { id, .. })
-            | Message::RetryTask(RetryTask { id, .. })
-            | Message::DropTask(DropTask { id, .. }) => no_store(id),
+            Message::Fetch(m) => {
+                let wait = Duration::from_millis(m.wait_ms);
+                ask(context, Ask::Fetch { id: m.id, task: m.task_id, wait, describe: m.describe })
+            }
+            Message::RetryTask(m) => ask(context, Ask::Retry { id: m.id, task: m.task_id }),
+            Message::DropTask(m) => ask(context, Ask::Drop { id: m.id, task: m.task_id }),
+            Message::ListTasks(m) => {
+                let (action, state, since_ms) = (m.action.map(Box::from), m.state, m.since_ms);
+                ask(
+                    context,
+                    Ask::List { id: m.id, action, state, since_ms, before: m.before, limit: m.limit },
+                )
+            }
             // What only a balancer sends was turned away by its type.
             Message::Welcome(_)
             | Message::GoAway(_)
@@ -165,10 +175,10 @@ impl Session {
 }
 
 #[inline]
-fn submit<'a>(peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
+fn submit<'a>(context: &Context, peer: Peer, chunk: &'a Bytes, task: &Task<'a>) -> Step<'a> {
     let options = &task.options;
     if options.background || options.record {
-        return no_store(task.id);
+        return submit_kept(context, chunk, task);
     }
     Step::Event(Event::Submit {
         peer,
@@ -215,7 +225,37 @@ fn registration<'a>(register: &Register<'a>) -> Registration<'a> {
     }
 }
 
+/// A task that the store is to keep.
+#[inline(never)]
+fn submit_kept<'a>(context: &Context, chunk: &Bytes, task: &Task<'_>) -> Step<'a> {
+    if !context.has_store {
+        return no_store(task.id);
+    }
+    let options = &task.options;
+    let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    Step::Ask(Ask::Submit(Box::new(NewBackgroundTask {
+        id: task.id,
+        record: options.record && !options.background,
+        action: task.action.into(),
+        payload: Payload::within(chunk, task.payload).to_bytes(),
+        priority: options.priority.unwrap_or(limits::DEFAULT_PRIORITY),
+        max_attempts: options.max_attempts.unwrap_or(limits::DEFAULT_MAX_ATTEMPTS),
+        deadline: options.deadline_ms.map(Duration::from_millis),
+        delay: options.delay_ms.map(Duration::from_millis),
+        start_at_ms: options.start_at_ms,
+        backoff_first_ms: options.backoff_first_ms.unwrap_or(millis(limits::DEFAULT_BACKOFF_FIRST)),
+        backoff_most_ms: options.backoff_most_ms.unwrap_or(millis(limits::DEFAULT_BACKOFF_MOST)),
+        idempotency_key: Bytes::copy_from_slice(options.idempotency_key.unwrap_or(&[])),
+        idempotency_window: options.idempotency_ms.map_or(limits::DEFAULT_IDEMPOTENCY, Duration::from_millis),
+    })))
+}
+
+/// A request that the store has a part in, if there is a store.
+fn ask<'a>(context: &Context, ask: Ask) -> Step<'a> {
+    if context.has_store { Step::Ask(ask) } else { no_store(ask.id()) }
+}
+
 fn no_store<'a>(id: u64) -> Step<'a> {
-    let message = "this balancer has no store for background tasks";
+    let message = "this balancer was started without a store (--no-data), and takes no background tasks";
     Step::Answer(Answer::Failed { id, code: ErrorCode::StoreUnavailable, message }, None)
 }

@@ -1,13 +1,13 @@
 //! From effects and answers to the native dialect's frames.
 
+use bytes::Bytes;
 use reparto_protocol::{
-    Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport, TaskDone,
-    Welcome, limits,
+    Accepted, Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport,
+    TaskDone, TaskList, TaskStanding, Welcome, limits,
 };
 
-use super::status;
 use crate::dialect::{Answer, Context, Output, Refusal};
-use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, Scheduler, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, StoreAnswer, Time};
 
 const AGENT: &str = concat!("reparto-balancer/", env!("CARGO_PKG_VERSION"));
 
@@ -33,6 +33,7 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
         Effect::Ping { .. } => put_bare(&Message::Ping(Ping { id: 0 }), out),
         Effect::GoAway { .. } => put_bare(&Message::GoAway(GoAway { message: GOING }), out),
         Effect::Close { code, message, .. } => refuse(&Refusal { code, message }, out),
+        Effect::Answer { id, answer, .. } => store_answer(id, answer, out),
         Effect::Unwanted { id, .. } => {
             put_bare(&Message::Cancel(Cancel { id: 0, task_id: Some(id), recall: false }), out);
         }
@@ -40,13 +41,13 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
     }
 }
 
-/// Writes an answer down.
-pub fn answer(context: &Context, now: Time, scheduler: &Scheduler, answer: &Answer, out: &mut Output) {
+/// Writes an answer down; [`report`] does it for [`Answer::Status`].
+pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
     match *answer {
         Answer::Welcome => put_bare(
             &Message::Welcome(Welcome {
                 version: limits::VERSION,
-                features: 0,
+                features: if context.has_store { limits::FEATURE_BACKGROUND } else { 0 },
                 max_frame_bytes: context.max_frame_bytes,
                 heartbeat_ms: u32::try_from(context.heartbeat.as_millis()).unwrap_or(u32::MAX),
                 silence_ms: u32::try_from(context.silence.as_millis()).unwrap_or(u32::MAX),
@@ -55,13 +56,38 @@ pub fn answer(context: &Context, now: Time, scheduler: &Scheduler, answer: &Answ
             out,
         ),
         Answer::Pong(id) => put_bare(&Message::Pong(Pong { id }), out),
-        Answer::Status { id, offset, limit } => {
-            let report = status::report(context, now, scheduler, offset, limit);
-            put(&Message::StatusReport(StatusReport { id, payload: &[] }), Payload::from(&report), out);
-        }
+        Answer::Status { .. } => {}
         Answer::Failed { id, code, message } => {
             put_bare(&Message::Error(ErrorMessage { id, code, message, payload: &[] }), out);
         }
+    }
+}
+
+/// Writes a page of the status report down.
+pub fn report(id: u64, report: &Bytes, out: &mut Output) {
+    put(&Message::StatusReport(StatusReport { id, payload: &[] }), Payload::from(report), out);
+}
+
+/// Writes down what the store says.
+fn store_answer(id: u64, answer: StoreAnswer<'_>, out: &mut Output) {
+    match answer {
+        StoreAnswer::Accepted { task, duplicate } => {
+            put_bare(&Message::Accepted(Accepted { id, task_id: task, duplicate }), out);
+        }
+        StoreAnswer::Standing { standing, payload } => {
+            let message = TaskStanding {
+                id,
+                task_id: standing.task,
+                state: standing.state,
+                attempts: standing.attempts,
+                created_at_ms: standing.created_at_ms,
+                due_at_ms: standing.due_at_ms,
+                ended_at_ms: standing.ended_at_ms,
+                payload: &[],
+            };
+            put(&Message::TaskState(message), payload, out);
+        }
+        StoreAnswer::List { payload } => put(&Message::TaskList(TaskList { id, payload: &[] }), payload, out),
     }
 }
 

@@ -11,7 +11,8 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{answer, assign, encode, refuse, result};
+pub use encode::{answer, assign, encode, refuse, report, result};
+pub use status::report as status_report;
 
 use super::Listener;
 

@@ -42,7 +42,7 @@ impl Page {
 /// A page of the report. Both lists begin at `offset` and are cut at the same row, so the next page begins
 /// after the longer of the two. The rows take no more bytes than the largest frame that the balancer takes; what is
 /// around them has room in [`RELAY_SLACK_BYTES`](reparto_protocol::limits::RELAY_SLACK_BYTES).
-pub(super) fn report(context: &Context, now: Time, scheduler: &Scheduler, offset: u32, limit: u32) -> Bytes {
+pub fn report(context: &Context, now: Time, scheduler: &Scheduler, offset: u32, limit: u32) -> Bytes {
     let rows = usize::try_from(limit).unwrap_or(MAX_ROWS).min(MAX_ROWS);
     let offset = usize::try_from(offset).unwrap_or(usize::MAX);
     let frame_bytes = usize::try_from(context.max_frame_bytes).unwrap_or(usize::MAX);
@@ -166,6 +166,7 @@ mod tests {
             heartbeat: Duration::from_secs(5),
             silence: Duration::from_secs(15),
             policy: Policy::default(),
+            has_store: false,
         }
     }
 

@@ -9,7 +9,7 @@ use reparto_protocol::{
 };
 
 use super::*;
-use crate::dialect::{Answer, Context, Output, Refusal, Step};
+use crate::dialect::{Context, Output, Refusal, Step};
 use crate::scheduler::{
     Assignment, AssignmentId, Config, Effect, Payload, Peer, Policy, Registration, Scheduler, Submission,
     Time,
@@ -25,6 +25,7 @@ fn context() -> Context {
         heartbeat: Duration::from_secs(5),
         silence: Duration::from_secs(15),
         policy: Policy::default(),
+        has_store: false,
     }
 }
 
@@ -329,8 +330,8 @@ fn a_status_report_is_a_page_of_at_most_a_thousand_rows() {
     let mut seen = std::collections::BTreeSet::new();
     for (offset, rows) in [(0, 1000), (1000, 100), (1100, 0), (u32::MAX, 0)] {
         let mut output = Output::default();
-        let status = Answer::Status { id: 6, offset, limit: u32::MAX };
-        answer(&context(), Time(5_000_000), &scheduler, &status, &mut output);
+        let page = status_report(&context(), Time(5_000_000), &scheduler, offset, u32::MAX);
+        report(6, &page, &mut output);
         let mut slices = [std::io::IoSlice::new(&[]); 4];
         let (count, _) = output.slices(&mut slices);
         let mut stream = FrameStream::new(limits::DEFAULT_MAX_FRAME_BYTES);

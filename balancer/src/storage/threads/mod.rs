@@ -55,6 +55,8 @@ pub enum Query {
         after: Option<TaskId>,
         /// Tasks a page, at most.
         limit: usize,
+        /// The page has all that was answered before it was asked for.
+        settled: bool,
     },
     /// Tasks that match, newest first. The first page has all that was answered before it was asked for.
     List {
@@ -359,7 +361,10 @@ impl Storage {
             self.shared.queries.fetch_sub(1, Ordering::AcqRel);
             return Err(full);
         }
-        let is_first_page = matches!(query, Query::List { before: None, .. } | Query::History(_));
+        let is_first_page = matches!(
+            query,
+            Query::List { before: None, .. } | Query::OpenTasks { settled: true, .. } | Query::History(_)
+        );
         let sent = if is_first_page {
             self.commands.try_send(Command::SettleFor(token, query)).map_err(|error| error.is_full())
         } else {

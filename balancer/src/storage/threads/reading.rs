@@ -36,7 +36,7 @@ impl Reading {
                 Ok(Some(stored)) => return self.with_result(token, Box::new(stored)),
                 other => other.map(|_| Reply::Task(None)),
             },
-            Query::OpenTasks { after, limit } => self.reader.open_tasks(after, limit).map(Reply::Page),
+            Query::OpenTasks { after, limit, .. } => self.reader.open_tasks(after, limit).map(Reply::Page),
             Query::List { filter, before, limit } => {
                 self.reader.list(&filter, before, limit).map(Reply::Page)
             }

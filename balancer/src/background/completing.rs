@@ -1,0 +1,417 @@
+//! What follows when the store has answered: clients are told, and tasks enter the scheduler's window.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reparto_protocol::{ErrorCode, TaskState};
+
+use super::waits::Wait;
+use super::{Keeper, Look, Outlet, Pending, Tie, UPKEEP_STEP, describe, fail, micros, wall_clock};
+use crate::scheduler::{BackgroundTask, Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
+use crate::storage::{
+    Answer, Body, Completion, Failure, Operation, Outcome, Page, Query, Reply, StoreError, StoredTask, TaskId,
+};
+
+impl Keeper {
+    pub(super) fn complete<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        completion: Completion,
+        out: &mut E,
+    ) {
+        let Some(pending) = self.pending.remove(&completion.token) else { return };
+        let reply = match completion.reply {
+            Ok(reply) => reply,
+            Err(error) => return self.failed(scheduler, now, pending, &error, out),
+        };
+        match (pending, reply) {
+            (Pending::Accept { peer, id, task, client }, Reply::Answer(answer)) => {
+                self.accepted(scheduler, now, (peer, id, client), task, &answer, out);
+            }
+            (Pending::Record { task, due }, Reply::Answer(_)) => {
+                if let Some(due) = due {
+                    self.due_at(due);
+                }
+                for number in self.waits.for_task(task) {
+                    self.look(task, Look::Outcome(number), out);
+                }
+            }
+            (Pending::Cancel { peer, id, task }, Reply::Answer(answer)) => {
+                for number in self.waits.for_task(task) {
+                    self.look(task, Look::Outcome(number), out);
+                }
+                self.standing_after(peer, id, task, &answer, out);
+            }
+            (Pending::Retry { peer, id, task }, Reply::Answer(answer)) => match answer {
+                Answer::Noted => self.look(task, Look::Revived { peer, id }, out),
+                other => self.standing_after(peer, id, task, &other, out),
+            },
+            (Pending::Drop { peer, id, stored }, Reply::Answer(answer)) => match answer {
+                Answer::Unknown => not_found(out, peer, id),
+                _ => self.tell_standing(scheduler, peer, id, &stored, Bytes::new(), out),
+            },
+            (Pending::TakeDue, Reply::Answer(Answer::Due { tasks, next })) => {
+                self.asked_for_due = false;
+                if let Some(next) = next {
+                    self.due_at(next);
+                }
+                for stored in tasks {
+                    self.enter(scheduler, now, stored, None, out);
+                }
+            }
+            (Pending::Upkeep, Reply::Answer(Answer::Removed { more: true, .. })) => {
+                self.upkeep_at = self.upkeep_at.min(now.after(UPKEEP_STEP));
+            }
+            (Pending::Look(task, look), Reply::Task(stored)) => {
+                self.looked(scheduler, now, task, look, stored, out);
+            }
+            (Pending::History { peer, id, stored }, Reply::History(history)) => {
+                let state = self.state_now(scheduler, &stored);
+                let description = describe::description(&stored, state, &history);
+                self.tell_standing(scheduler, peer, id, &stored, description, out);
+            }
+            (Pending::List { peer, id }, Reply::Page(page)) => {
+                let next = page.next.map(|next| next.to_string());
+                let tasks: Vec<(StoredTask, TaskState)> = page
+                    .tasks
+                    .into_iter()
+                    .map(|stored| {
+                        let state = self.state_now(scheduler, &stored);
+                        (stored, state)
+                    })
+                    .collect();
+                let payload = describe::page(&tasks, next);
+                let answer = StoreAnswer::List { payload: Payload::from(&payload) };
+                out.push(Effect::Answer { peer, id, answer });
+            }
+            (Pending::Page, Reply::Page(page)) => self.page(scheduler, now, page, out),
+            (Pending::Payload(stored, holder), Reply::Blob(blob)) => {
+                self.payload_read(scheduler, now, *stored, holder, blob, out);
+            }
+            (pending, reply) => log::debug!("{reply:?} is no reply to {pending:?}"),
+        }
+    }
+
+    fn accepted<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        (peer, id, client): (Peer, u64, Tie),
+        task: crate::storage::NewTask,
+        answer: &Answer,
+        out: &mut E,
+    ) {
+        let (task_id, duplicate) = match answer {
+            Answer::SameKey(first) => (*first, true),
+            _ => (task.id, false),
+        };
+        let answer = StoreAnswer::Accepted { task: task_id.0, duplicate };
+        out.push(Effect::Answer { peer, id, answer });
+        self.ties -= usize::from(client != Tie::None);
+        if client != Tie::None {
+            self.wait_for(Wait { peer, id, task: task_id, until: None, owns: !duplicate, lasts: true }, out);
+        }
+        if duplicate {
+            return;
+        }
+        if client == Tie::Left {
+            return self.abandon(scheduler, now, task_id, out);
+        }
+        match task.due_at {
+            Some(due) => self.due_at(due),
+            None => self.enter(scheduler, now, StoredTask::accepted(task), None, out),
+        }
+    }
+
+    fn due_at(&mut self, due: i64) {
+        self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+    }
+
+    /// After an operation that a client asked for: where the task stands now.
+    fn standing_after<E: Outlet>(&mut self, peer: Peer, id: u64, task: TaskId, answer: &Answer, out: &mut E) {
+        match answer {
+            Answer::Unknown => not_found(out, peer, id),
+            _ => self.look(task, Look::Standing { peer, id }, out),
+        }
+    }
+
+    /// The store could not do something. What it was asked to record is lost only if it has failed for good, and is open
+    /// there then.
+    fn failed<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        pending: Pending,
+        error: &StoreError,
+        out: &mut E,
+    ) {
+        let code = match error {
+            StoreError::Invalid { .. } => ErrorCode::BadFrame,
+            _ => ErrorCode::StoreUnavailable,
+        };
+        if let Pending::Accept { client, .. } = &pending {
+            self.ties -= usize::from(*client != Tie::None);
+        }
+        match pending {
+            Pending::Accept { peer, id, .. }
+            | Pending::Cancel { peer, id, .. }
+            | Pending::Retry { peer, id, .. }
+            | Pending::Drop { peer, id, .. }
+            | Pending::History { peer, id, .. }
+            | Pending::List { peer, id } => fail(out, peer, id, code, error.to_string()),
+            Pending::Look(task, look) => match look {
+                Look::Outcome(number) => {
+                    if let Some(wait) = self.waits.remove(number) {
+                        fail(out, wait.peer, wait.id, code, error.to_string());
+                    }
+                }
+                Look::Standing { peer, id }
+                | Look::Describe { peer, id }
+                | Look::Drop { peer, id }
+                | Look::Revived { peer, id } => fail(out, peer, id, code, error.to_string()),
+                Look::Claim { peer } => {
+                    scheduler.handle(now, Event::Unclaimed { peer, id: task.0 }, out);
+                }
+            },
+            Pending::Page => self.walk.page_failed(now),
+            Pending::TakeDue => {
+                self.asked_for_due = false;
+                self.due_at(wall_clock().saturating_add(micros(Duration::from_secs(1))));
+            }
+            Pending::Payload(stored, _) => {
+                self.loading.remove(&stored.task.id);
+                self.walk.left_behind(stored.task.id, now.after(Duration::from_secs(1)));
+            }
+            Pending::Record { task, .. } => log::error!("what became of {task} was not recorded: {error}"),
+            Pending::Upkeep => {}
+        }
+    }
+
+    /// The store has said what it knows of a task.
+    fn looked<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        task: TaskId,
+        look: Look,
+        stored: Option<Box<StoredTask>>,
+        out: &mut E,
+    ) {
+        match (look, stored) {
+            (Look::Outcome(number), stored) => self.tell_outcome(scheduler, now, number, stored, out),
+            (Look::Claim { peer }, Some(stored)) if can_be_claimed(&stored) => {
+                if scheduler.background_runs(&task.0).is_some() {
+                    scheduler.handle(now, Event::Unclaimed { peer, id: task.0 }, out);
+                } else {
+                    self.enter(scheduler, now, *stored, Some(peer), out);
+                }
+            }
+            (Look::Claim { peer }, _) => {
+                scheduler.handle(now, Event::Unclaimed { peer, id: task.0 }, out);
+            }
+            (
+                Look::Standing { peer, id }
+                | Look::Describe { peer, id }
+                | Look::Drop { peer, id }
+                | Look::Revived { peer, id },
+                None,
+            ) => not_found(out, peer, id),
+            (Look::Standing { peer, id }, Some(stored)) => {
+                self.tell_standing(scheduler, peer, id, &stored, Bytes::new(), out);
+            }
+            (Look::Revived { peer, id }, Some(stored)) => {
+                self.tell_standing(scheduler, peer, id, &stored, Bytes::new(), out);
+                if stored.state == TaskState::Queued {
+                    self.enter(scheduler, now, *stored, None, out);
+                }
+            }
+            (Look::Drop { peer, id }, Some(stored)) => {
+                if stored.state.is_ended() {
+                    self.request(Operation::Drop { id: task }, Pending::Drop { peer, id, stored });
+                } else {
+                    self.tell_standing(scheduler, peer, id, &stored, Bytes::new(), out);
+                }
+            }
+            (Look::Describe { peer, id }, Some(stored)) => {
+                if let Err(message) = self.query(Query::History(task), Pending::History { peer, id, stored })
+                {
+                    fail(out, peer, id, ErrorCode::StoreUnavailable, message);
+                }
+            }
+        }
+    }
+
+    /// Tells somebody who waits how a task has ended, or, when his time is up, where it stands.
+    fn tell_outcome<E: Outlet>(
+        &mut self,
+        scheduler: &Scheduler,
+        now: Time,
+        number: u64,
+        stored: Option<Box<StoredTask>>,
+        out: &mut E,
+    ) {
+        let Some(wait) = self.waits.get(number).copied() else { return };
+        let (peer, id) = (wait.peer, wait.id);
+        let Some(stored) = stored else {
+            self.waits.remove(number);
+            return not_found(out, peer, id);
+        };
+        if stored.state.is_ended() {
+            self.waits.remove(number);
+            match (&stored.state, &stored.result) {
+                (TaskState::Done, Some(Body::Inline(result))) => out.result(peer, id, Payload::from(result)),
+                (TaskState::Done, Some(Body::Blob(key))) => {
+                    fail(
+                        out,
+                        peer,
+                        id,
+                        ErrorCode::Internal,
+                        format!("its result {key} is missing from the blobs"),
+                    );
+                }
+                (TaskState::Done, None) => out.result(peer, id, Payload::EMPTY),
+                _ => {
+                    let (code, message) = describe::failure(&stored);
+                    fail(out, peer, id, code, message);
+                }
+            }
+        } else if wait.until.is_none_or(|until| until <= now) && !wait.lasts {
+            self.waits.remove(number);
+            self.tell_standing(scheduler, peer, id, &stored, Bytes::new(), out);
+        }
+    }
+
+    /// The state that a task is in by now: the store need not know who has it.
+    fn state_now(&self, scheduler: &Scheduler, stored: &StoredTask) -> TaskState {
+        match (stored.state, scheduler.background_runs(&stored.task.id.0)) {
+            (TaskState::Queued | TaskState::Running, Some(true)) => TaskState::Running,
+            (TaskState::Queued | TaskState::Running, Some(false)) => TaskState::Queued,
+            (state, _) => state,
+        }
+    }
+
+    fn tell_standing<E: Outlet>(
+        &self,
+        scheduler: &Scheduler,
+        peer: Peer,
+        id: u64,
+        stored: &StoredTask,
+        payload: Bytes,
+        out: &mut E,
+    ) {
+        let standing = describe::standing(stored, self.state_now(scheduler, stored));
+        let answer = StoreAnswer::Standing { standing, payload: Payload::from(&payload) };
+        out.push(Effect::Answer { peer, id, answer });
+    }
+
+    // ---- into the window ----
+
+    fn page<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, page: Page, out: &mut E) {
+        for stored in page.tasks {
+            let id = stored.task.id;
+            let skip = match stored.state {
+                TaskState::Queued => false,
+                TaskState::Running => {
+                    scheduler.background_runs(&id.0).is_none() && self.walk.leaves_to_claims(id, now)
+                }
+                _ => true,
+            };
+            if !skip && !self.walk.passes_over(id) {
+                if stored.state == TaskState::Running && scheduler.background_runs(&id.0).is_none() {
+                    // Nobody has named it.
+                    self.record(Operation::Requeue { id }, id, None);
+                }
+                self.enter(scheduler, now, stored, None, out);
+            }
+        }
+        self.walk.page_read(page.next);
+    }
+
+    /// Brings a task into the window; without room it stays in the store alone.
+    fn enter<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        stored: StoredTask,
+        holder: Option<Peer>,
+        out: &mut E,
+    ) {
+        let id = stored.task.id;
+        if self.stopping || self.loading.contains(&id) || scheduler.background_runs(&id.0).is_some() {
+            return;
+        }
+        let (tasks, bytes) = scheduler.background();
+        let has_room = tasks + self.loading.len() < self.settings.window_tasks
+            && bytes.saturating_add(stored.task.payload.memory()) <= self.settings.window_bytes.max(1 << 20);
+        if !has_room && holder.is_none() && tasks > 0 {
+            return self.walk.left_behind(id, now);
+        }
+        let payload = match &stored.task.payload {
+            Body::Inline(payload) => payload.clone(),
+            Body::Blob(key) => {
+                let query = Query::Blob(key.clone());
+                self.loading.insert(id);
+                if self.query(query, Pending::Payload(Box::new(stored), holder)).is_err() {
+                    self.loading.remove(&id);
+                    self.walk.left_behind(id, now.after(Duration::from_millis(50)));
+                }
+                return;
+            }
+        };
+        let deadline = stored
+            .task
+            .deadline_at
+            .map(|at| Duration::from_micros(u64::try_from(at.saturating_sub(wall_clock())).unwrap_or(0)));
+        let task = BackgroundTask {
+            id: id.0,
+            action: &stored.task.action,
+            payload: Payload::from(&payload),
+            priority: stored.task.priority,
+            deadline,
+            max_attempts: stored.task.max_attempts,
+            spent: stored.attempts,
+            backoff_first_ms: stored.task.backoff.first_ms,
+            backoff_most_ms: stored.task.backoff.most_ms,
+            holder,
+        };
+        scheduler.handle(now, Event::Enter { task }, out);
+    }
+
+    fn payload_read<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        mut stored: StoredTask,
+        holder: Option<Peer>,
+        blob: Option<Bytes>,
+        out: &mut E,
+    ) {
+        let id = stored.task.id;
+        if !self.loading.remove(&id) {
+            // It was cancelled meanwhile.
+            return;
+        }
+        match blob {
+            Some(payload) => {
+                stored.task.payload = Body::Inline(payload);
+                self.enter(scheduler, now, stored, holder, out);
+            }
+            None => {
+                let failure = Failure::new(ErrorCode::Internal, "its payload is missing from the blobs");
+                let outcome =
+                    Outcome::without_result(id, TaskState::Failed, stored.attempts, wall_clock(), failure);
+                self.record(Operation::Finish(outcome), id, None);
+            }
+        }
+    }
+}
+
+/// Whether a worker that says that it runs a task may go on with it.
+fn can_be_claimed(stored: &StoredTask) -> bool {
+    matches!(stored.state, TaskState::Queued | TaskState::Running)
+}
+
+fn not_found<E: Outlet>(out: &mut E, peer: Peer, id: u64) {
+    fail(out, peer, id, ErrorCode::NotFound, "no background task of this id is known, or not any more");
+}

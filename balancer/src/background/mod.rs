@@ -1,0 +1,602 @@
+//! Background tasks between the scheduler and the store: what is accepted, run, recorded and fetched.
+//!
+//! ```text
+//!   client --Ask--> Keeper --requests--> Storage (threads of its own)
+//!                     |  ^                  |
+//!              Enter  |  | Note             | completions, and a wake of the reactor
+//!                     v  |                  v
+//!                  Scheduler             Keeper --> answers to clients
+//! ```
+//!
+//! The store has every task that is open, the scheduler a part of them: its *window*. A task enters the window when it
+//! has been accepted and there is room; else it stays in the store alone, and a walk over what is open brings it in when
+//! there is room again. The scheduler decides who runs what; the keeper carries between the two and waits for nobody:
+//! whatever it asks of the store is answered by a completion, in a later turn.
+
+mod ask;
+mod completing;
+mod describe;
+mod noted;
+mod settings;
+mod waits;
+mod walk;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use reparto_protocol::{ErrorCode, TaskState, limits};
+
+pub use ask::{Ask, NewBackgroundTask};
+pub(crate) use noted::{Noted, Outlet};
+pub use settings::StoreSettings;
+use waits::{Wait, Waits};
+use walk::Walk;
+
+use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
+use crate::storage::{
+    Backoff, Body, FailedAttempt, Failure, FileBlobs, Filter, IdempotencyKey, NewTask, Operation, Outcome,
+    Query, Request, SqliteStore, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds,
+};
+
+/// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
+/// tasks stay open in the store, and run again.
+const MOST_HELD_BACK_BYTES: usize = 256 << 20;
+/// Questions that wait for room among the store's.
+const MOST_LOOKS: usize = 65_536;
+/// How often what has ended long ago is looked for.
+const UPKEEP: Duration = Duration::from_secs(10);
+/// How soon the next step of it comes where there may be more.
+const UPKEEP_STEP: Duration = Duration::from_millis(50);
+/// Rows that a step of it looks at.
+const UPKEEP_ROWS: usize = 1000;
+/// Tasks in a page that a client asks for.
+const MOST_LISTED: u32 = 1000;
+
+/// What a question to the store is for.
+#[derive(Debug)]
+enum Look {
+    /// Those who wait for its end, by the number of the wait.
+    Outcome(u64),
+    /// Where it stands, for a client.
+    Standing { peer: Peer, id: u64 },
+    /// All that is known of it.
+    Describe { peer: Peer, id: u64 },
+    /// It is to be dropped, if it has ended.
+    Drop { peer: Peer, id: u64 },
+    /// It was revived, and is to be run.
+    Revived { peer: Peer, id: u64 },
+    /// A worker has named it.
+    Claim { peer: Peer },
+}
+
+/// What a completion of the store's is to be followed by.
+#[derive(Debug)]
+enum Pending {
+    Accept {
+        peer: Peer,
+        id: u64,
+        task: NewTask,
+        client: Tie,
+    },
+    /// An outcome, a failed attempt, a start: whoever waits for the task is told.
+    Record {
+        task: TaskId,
+        due: Option<i64>,
+    },
+    Cancel {
+        peer: Peer,
+        id: u64,
+        task: TaskId,
+    },
+    Retry {
+        peer: Peer,
+        id: u64,
+        task: TaskId,
+    },
+    Drop {
+        peer: Peer,
+        id: u64,
+        stored: Box<StoredTask>,
+    },
+    TakeDue,
+    Upkeep,
+    Look(TaskId, Look),
+    History {
+        peer: Peer,
+        id: u64,
+        stored: Box<StoredTask>,
+    },
+    List {
+        peer: Peer,
+        id: u64,
+    },
+    Page,
+    Payload(Box<StoredTask>, Option<Peer>),
+}
+
+/// How a task that is being accepted hangs on its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tie {
+    /// Not at all.
+    None,
+    /// The client waits for its end, and its leaving cancels it.
+    Waits,
+    /// The client has left, or cancelled it, already.
+    Left,
+}
+
+/// Carries background tasks between clients, scheduler and store. It lives with the scheduler.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    settings: StoreSettings,
+    storage: Option<Storage>,
+    ids: TaskIds,
+    token: u64,
+    pending: HashMap<u64, Pending>,
+    /// What the store is to make durable, in order.
+    requests: Vec<Request>,
+    /// Bytes of it that the store took no more of.
+    held_back_bytes: usize,
+    /// Questions that wait for room among the store's.
+    looks: VecDeque<(TaskId, Look)>,
+    waits: Waits,
+    walk: Walk,
+    /// Tasks whose payload is being read, on their way into the window.
+    loading: HashSet<TaskId>,
+    /// When the next scheduled task is due, in microseconds since 1970.
+    next_due: Option<i64>,
+    asked_for_due: bool,
+    /// Tasks being accepted that hang on their clients.
+    ties: usize,
+    upkeep_at: Time,
+    stopping: bool,
+}
+
+/// The wall clock, in microseconds since 1970.
+fn wall_clock() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Keeper {
+    /// Opens the store. `wake` is called from its threads when there is something to take.
+    ///
+    /// # Errors
+    /// The folder is in use, cannot be made, or what is in it cannot be read.
+    pub(crate) fn open(
+        settings: StoreSettings,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Keeper, StoreError> {
+        let store = SqliteStore::open(&settings.folder, settings.durability)?;
+        let blobs = settings.folder.join("blobs");
+        let blobs = FileBlobs::open(&blobs).map_err(|error| StoreError::Open {
+            place: blobs.display().to_string(),
+            reason: error.to_string(),
+        })?;
+        let threads =
+            StorageSettings { blob_threshold: settings.blob_threshold, ..StorageSettings::default() };
+        let storage = Storage::start(Box::new(store), Some(Arc::new(blobs)), threads, wake)?;
+        Ok(Keeper {
+            walk: Walk::new(settings.claim_time),
+            settings,
+            storage: Some(storage),
+            ids: TaskIds::new(),
+            token: 0,
+            pending: HashMap::new(),
+            requests: Vec::new(),
+            held_back_bytes: 0,
+            looks: VecDeque::new(),
+            waits: Waits::default(),
+            loading: HashSet::new(),
+            // What was due while nobody was here is taken first.
+            next_due: Some(0),
+            asked_for_due: false,
+            ties: 0,
+            upkeep_at: Time(0),
+            stopping: false,
+        })
+    }
+
+    fn token(&mut self, pending: Pending) -> u64 {
+        self.token += 1;
+        self.pending.insert(self.token, pending);
+        self.token
+    }
+
+    fn request(&mut self, operation: Operation, pending: Pending) {
+        let token = self.token(pending);
+        self.requests.push(Request { token, operation });
+    }
+
+    /// Asks the store something, if it takes another question now.
+    fn query(&mut self, query: Query, pending: Pending) -> Result<(), String> {
+        let token = self.token(pending);
+        let asked = match &self.storage {
+            Some(storage) => storage.try_query(token, query).map_err(|error| error.to_string()),
+            None => Err("the store is closed".to_owned()),
+        };
+        if asked.is_err() {
+            self.pending.remove(&token);
+        }
+        asked
+    }
+
+    // ---- what clients ask ----
+
+    /// A client asks something of the store.
+    pub(crate) fn ask<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        peer: Peer,
+        ask: Ask,
+        out: &mut E,
+    ) {
+        if self.stopping {
+            return fail(out, peer, ask.id(), ErrorCode::ShuttingDown, "the balancer is shutting down");
+        }
+        match ask {
+            Ask::Submit(task) => self.submit(peer, *task, out),
+            Ask::Fetch { id, task, describe: true, .. } => {
+                self.look(TaskId(task), Look::Describe { peer, id }, out);
+            }
+            Ask::Fetch { id, task, wait, .. } => {
+                let task = TaskId(task);
+                let wait = Wait {
+                    peer,
+                    id,
+                    task,
+                    until: (!wait.is_zero()).then(|| now.after(wait)),
+                    owns: false,
+                    lasts: false,
+                };
+                self.wait_for(wait, out);
+            }
+            Ask::Cancel { id, task } => self.cancel(scheduler, now, peer, id, TaskId(task), out),
+            Ask::Retry { id, task } => {
+                let task = TaskId(task);
+                self.request(Operation::Revive { id: task }, Pending::Retry { peer, id, task });
+            }
+            Ask::Drop { id, task } => self.look(TaskId(task), Look::Drop { peer, id }, out),
+            Ask::List { id, action, state, since_ms, before, limit } => {
+                let since = since_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000));
+                let filter = Filter { action: action.map(String::from), state, since };
+                let limit = limit.min(MOST_LISTED) as usize;
+                let query = Query::List { filter, before: before.map(TaskId), limit };
+                if let Err(message) = self.query(query, Pending::List { peer, id }) {
+                    fail(out, peer, id, ErrorCode::StoreUnavailable, message);
+                }
+            }
+        }
+    }
+
+    fn submit<E: Outlet>(&mut self, peer: Peer, task: NewBackgroundTask, out: &mut E) {
+        if self.held_back_bytes > 0 {
+            let message = self.trouble();
+            return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
+        }
+        let now = wall_clock();
+        let delayed = task.delay.map(|delay| now.saturating_add(micros(delay)));
+        let starts = task.start_at_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000));
+        let mut key = Vec::with_capacity(task.action.len() + 1 + task.idempotency_key.len());
+        key.extend_from_slice(task.action.as_bytes());
+        // An action's name may hold any byte but is UTF-8, where this one never stands.
+        key.push(0xFF);
+        key.extend_from_slice(&task.idempotency_key);
+        let until = now.saturating_add(micros(task.idempotency_window));
+        let stored = NewTask {
+            id: self.ids.next(now),
+            action: Arc::clone(&task.action),
+            payload: Body::Inline(task.payload),
+            priority: task.priority,
+            max_attempts: task.max_attempts,
+            created_at: now,
+            due_at: delayed.max(starts).filter(|due| *due > now),
+            deadline_at: task.deadline.map(|deadline| now.saturating_add(micros(deadline))),
+            backoff: Backoff { first_ms: task.backoff_first_ms, most_ms: task.backoff_most_ms },
+            idempotency: (!task.idempotency_key.is_empty())
+                .then(|| IdempotencyKey { key: Bytes::from(key), until }),
+        };
+        let kept = stored.clone();
+        self.ties += usize::from(task.record);
+        let client = if task.record { Tie::Waits } else { Tie::None };
+        let pending = Pending::Accept { peer, id: task.id, task: kept, client };
+        self.request(Operation::Accept(stored), pending);
+    }
+
+    /// Has somebody wait for a task's end. He is among those who wait before the store is asked, so that no end is
+    /// missed.
+    fn wait_for<E: Outlet>(&mut self, wait: Wait, out: &mut E) {
+        match self.waits.add(wait) {
+            Some(number) => self.look(wait.task, Look::Outcome(number), out),
+            None => {
+                let message = "too many wait for background tasks already; ask again later";
+                fail(out, wait.peer, wait.id, ErrorCode::QueueFull, message);
+            }
+        }
+    }
+
+    fn cancel<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        peer: Peer,
+        id: u64,
+        task: TaskId,
+        out: &mut E,
+    ) {
+        self.withdraw(scheduler, now, task, out);
+        let attempts = 0;
+        let failure = Failure::new(ErrorCode::Cancelled, "cancelled by a client");
+        let outcome = Outcome::without_result(task, TaskState::Cancelled, attempts, wall_clock(), failure);
+        self.request(Operation::Finish(outcome), Pending::Cancel { peer, id, task });
+    }
+
+    fn withdraw<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, task: TaskId, out: &mut E) {
+        self.loading.remove(&task);
+        self.walk.pass_over(task);
+        scheduler.handle(now, Event::Withdraw { id: task.0 }, out);
+    }
+
+    /// A client's connection is over, or it no longer wants what has this number of its own: a foreground task that is
+    /// recorded, which the scheduler does not know as the client's.
+    pub(crate) fn leave<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        (peer, only): (Peer, Option<u64>),
+        out: &mut E,
+    ) {
+        if self.ties > 0 {
+            for pending in self.pending.values_mut() {
+                if let Pending::Accept { peer: of, id, client: client @ Tie::Waits, .. } = pending
+                    && *of == peer
+                    && only.is_none_or(|only| only == *id)
+                {
+                    *client = Tie::Left;
+                }
+            }
+        }
+        let numbers = match only {
+            Some(id) => self.waits.find(peer, id).into_iter().collect(),
+            None => self.waits.of_peer(peer),
+        };
+        for number in numbers {
+            let owned = self.waits.get(number).filter(|wait| wait.owns).map(|wait| wait.task);
+            if only.is_none() {
+                self.waits.remove(number);
+            }
+            if let Some(task) = owned {
+                self.abandon(scheduler, now, task, out);
+            }
+        }
+    }
+
+    /// Records a task as cancelled; whoever waits is told.
+    fn abandon<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, task: TaskId, out: &mut E) {
+        self.withdraw(scheduler, now, task, out);
+        let failure = Failure::new(ErrorCode::Cancelled, "cancelled by its client");
+        let outcome = Outcome::without_result(task, TaskState::Cancelled, 0, wall_clock(), failure);
+        self.request(Operation::Finish(outcome), Pending::Record { task, due: None });
+    }
+
+    /// Asks the store for a task, now or when it takes another question.
+    fn look<E: Outlet>(&mut self, task: TaskId, look: Look, out: &mut E) {
+        if self.looks.len() < MOST_LOOKS || matches!(look, Look::Outcome(_)) {
+            // Those who wait are bounded themselves.
+            self.looks.push_back((task, look));
+            return;
+        }
+        let message = "too many questions wait for the store already";
+        match look {
+            Look::Standing { peer, id }
+            | Look::Describe { peer, id }
+            | Look::Drop { peer, id }
+            | Look::Revived { peer, id } => fail(out, peer, id, ErrorCode::StoreUnavailable, message),
+            Look::Outcome(_) | Look::Claim { .. } => {}
+        }
+    }
+
+    // ---- turns ----
+
+    /// Takes what the store has answered and what the scheduler has noted, until there is no more of it.
+    pub(crate) fn turn<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, out: &mut E) {
+        let mut completions = Vec::new();
+        if let Some(storage) = &self.storage {
+            storage.take_completions(&mut completions);
+        }
+        for completion in completions {
+            self.complete(scheduler, now, completion, out);
+        }
+        self.expire(now, out);
+        self.ask_for_due(scheduler, now);
+        self.look_after_the_old(now);
+        self.walk_on(scheduler, now);
+        while let Some(noted) = out.take_note() {
+            self.take_note(now, noted, out);
+        }
+        self.ask_looks();
+        self.hand_over(out);
+    }
+
+    /// Asks the store what is to be looked up, as far as it takes questions. The others wait for the next turn.
+    fn ask_looks(&mut self) {
+        while let Some((task, look)) = self.looks.pop_front() {
+            let token = self.token(Pending::Look(task, look));
+            let asked = self.storage.as_ref().map(|storage| storage.try_query(token, Query::Fetch(task)));
+            if !matches!(asked, Some(Ok(()))) {
+                if let Some(Pending::Look(task, look)) = self.pending.remove(&token) {
+                    self.looks.push_front((task, look));
+                }
+                return;
+            }
+        }
+    }
+
+    /// Takes a note of the scheduler's.
+    fn take_note<E: Outlet>(&mut self, now: Time, noted: Noted, out: &mut E) {
+        match noted {
+            Noted::Started(id) => self.record(Operation::Start { id }, id, None),
+            Noted::Requeued(id) => self.record(Operation::Requeue { id }, id, None),
+            Noted::Refused(id) => self.walk.left_behind(id, now.after(Duration::from_secs(5))),
+            Noted::Retry { id, attempts, worker, message, delay } => {
+                self.walk.pass_over(id);
+                let at = wall_clock();
+                let failure = Failure::new(ErrorCode::WorkerFailed, message.into_string());
+                let attempt = FailedAttempt { id, attempts, at, worker: worker.into(), failure };
+                let due_at = delay.map(|delay| at.saturating_add(micros(delay)));
+                self.record(Operation::Retry { attempt, due_at }, id, due_at);
+            }
+            Noted::Ended { id, attempts, state, failure, payload } => {
+                self.walk.pass_over(id);
+                if self.held_back_bytes.saturating_add(payload.len()) > MOST_HELD_BACK_BYTES {
+                    log::warn!(
+                        "the outcome of {id} is left out, as the store takes nothing; it will run again"
+                    );
+                    return self.walk.left_behind(id, now);
+                }
+                let result = Body::Inline(payload);
+                let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
+                self.record(Operation::Finish(outcome), id, None);
+            }
+            Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
+        }
+    }
+
+    fn record(&mut self, operation: Operation, task: TaskId, due: Option<i64>) {
+        self.request(operation, Pending::Record { task, due });
+    }
+
+    /// Gives the store what it is to make durable. What it does not take waits, but for new tasks: those are refused.
+    fn hand_over<E: Outlet>(&mut self, out: &mut E) {
+        let Some(storage) = &self.storage else { return };
+        let refused = match storage.try_submit(&mut self.requests) {
+            Ok(()) => {
+                self.held_back_bytes = 0;
+                return;
+            }
+            Err(error) => error.to_string(),
+        };
+        let (pending, requests, ties) = (&mut self.pending, &mut self.requests, &mut self.ties);
+        requests.retain(|request| {
+            if !matches!(request.operation, Operation::Accept(_)) {
+                return true;
+            }
+            if let Some(Pending::Accept { peer, id, client, .. }) = pending.remove(&request.token) {
+                *ties -= usize::from(client != Tie::None);
+                fail(out, peer, id, ErrorCode::StoreUnavailable, refused.clone());
+            }
+            false
+        });
+        self.held_back_bytes = requests.iter().map(|request| request.operation.memory()).sum();
+    }
+
+    /// Why the store takes no new task now.
+    fn trouble(&self) -> String {
+        let status = self.storage.as_ref().map(Storage::status).unwrap_or_default();
+        let why = status.trouble.map_or_else(String::new, |trouble| format!(": {trouble}"));
+        format!(
+            "the store has {} operations to write and takes no more until some are done{why}",
+            status.waiting
+        )
+    }
+
+    /// Has those look whose time to wait is up.
+    fn expire<E: Outlet>(&mut self, now: Time, out: &mut E) {
+        while let Some(number) = self.waits.take_due(now) {
+            if let Some(task) = self.waits.get(number).map(|wait| wait.task) {
+                self.look(task, Look::Outcome(number), out);
+            }
+        }
+    }
+
+    fn ask_for_due(&mut self, scheduler: &Scheduler, now: Time) {
+        let _ = now;
+        let wall = wall_clock();
+        let room = self.settings.window_tasks.saturating_sub(scheduler.background().0);
+        if self.stopping || self.asked_for_due || room == 0 || self.next_due.is_none_or(|due| due > wall) {
+            return;
+        }
+        self.asked_for_due = true;
+        self.next_due = None;
+        self.request(Operation::TakeDue { now: wall, limit: room.min(1024) }, Pending::TakeDue);
+    }
+
+    /// Has what ended long ago removed, a step at a time.
+    fn look_after_the_old(&mut self, now: Time) {
+        if self.stopping || now < self.upkeep_at {
+            return;
+        }
+        self.upkeep_at = now.after(UPKEEP);
+        let wall = wall_clock();
+        let before = wall.saturating_sub(micros(self.settings.keep_results));
+        self.request(Operation::RemoveEnded { before, limit: UPKEEP_ROWS }, Pending::Upkeep);
+        self.request(Operation::RemoveKeys { now: wall, limit: UPKEEP_ROWS }, Pending::Upkeep);
+    }
+
+    /// When [`turn`](Self::turn) is next needed, if nothing else happens.
+    pub(crate) fn next_timer(&self, scheduler: &Scheduler, now: Time) -> Option<Time> {
+        if self.stopping {
+            return None;
+        }
+        let room = scheduler.background().0 < self.settings.window_tasks;
+        let due = self.next_due.filter(|_| room && !self.asked_for_due).map(|due| {
+            let wait = u64::try_from(due.saturating_sub(wall_clock())).unwrap_or(0);
+            Time(now.0.saturating_add(wait).saturating_add(u64::from(wait > 0)))
+        });
+        let walk = self.walk.next_time(now);
+        // A store that took nothing is tried again, also if nothing else happens.
+        let again = (!self.requests.is_empty() || !self.looks.is_empty())
+            .then(|| now.after(Duration::from_millis(5)));
+        [self.waits.next_time(), due, walk, again, Some(self.upkeep_at)].into_iter().flatten().min()
+    }
+
+    /// The balancer stops: nobody waits any more. What is open stays in the store.
+    pub(crate) fn begin_stopping<E: Outlet>(&mut self, out: &mut E) {
+        self.stopping = true;
+        for number in self.waits.all() {
+            if let Some(wait) = self.waits.remove(number) {
+                let message = "the balancer is shutting down; ask again when it is back";
+                fail(out, wait.peer, wait.id, ErrorCode::ShuttingDown, message);
+            }
+        }
+    }
+
+    /// Whether everything that was handed to the store is answered.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.requests.is_empty()
+            && !self.pending.values().any(|pending| {
+                matches!(pending, Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. })
+            })
+    }
+}
+
+impl Drop for Keeper {
+    /// Waits until all that was taken is durable, and closes the store.
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.storage.take().map(Storage::stop) {
+            log::error!("the store was not closed in good order: {error}");
+        }
+    }
+}
+
+/// Tells a client that its request has failed.
+fn fail<E: Outlet>(
+    out: &mut E,
+    peer: Peer,
+    id: u64,
+    code: ErrorCode,
+    message: impl Into<std::borrow::Cow<'static, str>>,
+) {
+    let mut message = message.into();
+    if message.len() > limits::MAX_MESSAGE_BYTES {
+        message = reparto_protocol::cut(&message, limits::MAX_MESSAGE_BYTES).to_owned().into();
+    }
+    out.push(Effect::Fail { peer, id, code, message, payload: Payload::EMPTY });
+}

@@ -1,0 +1,156 @@
+//! Who decides what is to be done about a reactor's events: the scheduler itself, the scheduler among several
+//! reactors, or a mailbox on the way to it. A reactor is made for one of them, so that the only one of its balancer
+//! pays nothing for what several need.
+
+use bytes::Bytes;
+
+use super::net::Net;
+use super::{BalancerError, Handle};
+use crate::background::{Ask, Keeper};
+use crate::dialect::{self, Listener};
+use crate::scheduler::{Event, Peer, Scheduler, Time};
+
+/// Whatever takes a reactor's events, and has its effects carried out.
+pub(super) trait Decider {
+    /// A connection of this reactor, as the scheduler knows it. Events name connections so.
+    #[inline]
+    fn outside(&self, peer: Peer) -> Peer {
+        peer
+    }
+
+    /// Takes an event.
+    fn handle(&mut self, net: &mut Net, event: Event<'_>);
+
+    /// Whether no event may come now that can wait.
+    #[inline]
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    /// A page of the status report, if it can be had now. It comes later otherwise, and the connection waits.
+    fn report(&mut self, net: &mut Net, peer: Peer, id: u64, offset: u32, limit: u32) -> Option<Bytes>;
+
+    /// Takes what a client asks of the store.
+    fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask);
+
+    /// Takes what the store has answered, and gives it what is to be kept. Once a turn, after all events.
+    fn keep(&mut self, _net: &mut Net) {}
+
+    /// Whether the store has answered all that it must before the balancer ends.
+    fn is_quiet(&self) -> bool {
+        true
+    }
+
+    /// When [`tick`](Self::tick) is next needed.
+    fn next_timer(&self, _now: Time) -> Option<Time> {
+        None
+    }
+
+    /// Does what is due.
+    fn tick(&mut self, _net: &mut Net) {}
+
+    /// Finds a reactor for a connection that was accepted.
+    fn place(&mut self, net: &mut Net, stream: mio::net::TcpStream, listener: Listener) {
+        net.take_on(stream, listener);
+    }
+
+    /// Carries out what came from other reactors.
+    ///
+    /// # Errors
+    /// Another reactor has ended, and without it there is no going on.
+    fn receive(&mut self, _net: &mut Net) -> Result<(), BalancerError> {
+        Ok(())
+    }
+
+    /// Sends other reactors what has gathered for them. Says whether all of it went.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    fn send(&mut self) -> Result<bool, BalancerError> {
+        Ok(true)
+    }
+
+    /// Called before the reactor sleeps. Says whether it may: nothing is there that it must turn for.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    fn lie_down(&mut self) -> Result<bool, BalancerError> {
+        Ok(true)
+    }
+
+    /// Called when the reactor is awake again.
+    fn get_up(&self) {}
+
+    /// Whether it was asked to stop.
+    fn asked_to_stop(&self) -> bool;
+
+    /// Says on that the balancer stops.
+    fn begin_stopping(&mut self, net: &mut Net);
+
+    /// Says on that everything is answered.
+    fn stopped(&mut self) {}
+}
+
+/// The scheduler, on the only reactor of its balancer.
+#[derive(Debug)]
+pub(super) struct Alone {
+    pub(super) scheduler: Scheduler,
+    pub(super) handle: Handle,
+    pub(super) keeper: Option<Box<Keeper>>,
+}
+
+impl Decider for Alone {
+    #[inline(always)]
+    fn handle(&mut self, net: &mut Net, event: Event<'_>) {
+        let leaving = match event {
+            Event::Gone { peer } => Some((peer, None)),
+            Event::Cancel { peer, id } => Some((peer, Some(id))),
+            _ => None,
+        };
+        self.scheduler.handle(net.now, event, net);
+        if let (Some(leaving), Some(keeper)) = (leaving, &mut self.keeper) {
+            keeper.leave(&mut self.scheduler, net.now, leaving, net);
+        }
+    }
+
+    fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.ask(&mut self.scheduler, net.now, peer, ask, net);
+        }
+    }
+
+    fn keep(&mut self, net: &mut Net) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.turn(&mut self.scheduler, net.now, net);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.keeper.as_ref().is_none_or(|keeper| keeper.is_quiet())
+    }
+
+    fn report(&mut self, net: &mut Net, _: Peer, _: u64, offset: u32, limit: u32) -> Option<Bytes> {
+        Some(dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit))
+    }
+
+    fn next_timer(&self, now: Time) -> Option<Time> {
+        let keeper = self.keeper.as_ref().and_then(|keeper| keeper.next_timer(&self.scheduler, now));
+        [self.scheduler.next_timer(), keeper].into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, net: &mut Net) {
+        self.scheduler.tick(net.now, net);
+    }
+
+    fn asked_to_stop(&self) -> bool {
+        self.handle.asked()
+    }
+
+    fn begin_stopping(&mut self, net: &mut Net) {
+        let grace = net.settings.grace;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.begin_stopping(net);
+        }
+        self.handle(net, Event::Shutdown { grace });
+    }
+}

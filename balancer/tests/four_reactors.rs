@@ -1,0 +1,11 @@
+//! The tests of the files beside this one, with four reactors.
+
+// Each of them has its own peers.
+#![allow(clippy::duplicate_mod)]
+
+#[path = "bounds.rs"]
+mod bounds;
+#[path = "malformed.rs"]
+mod malformed;
+#[path = "tasks.rs"]
+mod tasks;

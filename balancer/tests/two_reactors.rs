@@ -1,0 +1,13 @@
+//! The tests of the files beside this one, with two reactors.
+
+// Each of them has its own peers.
+#![allow(clippy::duplicate_mod)]
+
+#[path = "background.rs"]
+mod background;
+#[path = "bounds.rs"]
+mod bounds;
+#[path = "malformed.rs"]
+mod malformed;
+#[path = "tasks.rs"]
+mod tasks;
