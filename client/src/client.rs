@@ -3,20 +3,24 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use reparto_protocol::{FIELD_HEADER_BYTES, HEADER_BYTES};
 
+use crate::answer::FromReply;
+use crate::background::Accepted;
+use crate::cell::Cell;
+use crate::completer::Completer;
 use crate::completion::{CompletionQueue, QueueInner};
 use crate::config::ClientBuilder;
 use crate::error::{ClientError, ConnectError, TaskOutcome};
-use crate::handle::{TaskCell, TaskHandle};
-use crate::request::{Payload, Request, TaskRequest};
+use crate::handle::{Reply, TaskHandle};
+use crate::request::Request;
 use crate::shared::{Owner, WhenFull};
-use crate::state::Completer;
 use crate::status::Status;
 use crate::sync::locked;
+use crate::task_request::{Keep, Payload, TaskRequest};
 
 /// A connection to a balancer, shared by all its clones.
 ///
@@ -52,25 +56,34 @@ impl Client {
 
     /// Describes a task, to be handed in with [`TaskBuilder::submit`] or through a [`CompletionQueue`].
     pub fn task<'a>(&'a self, action: &'a str) -> TaskBuilder<'a> {
-        TaskBuilder {
-            client: self,
-            request: TaskRequest {
-                action: Cow::Borrowed(action),
-                payload: Payload::Slice(&[]),
-                priority: None,
-                deadline: None,
-                deadline_at: None,
-                wait_limit: None,
-                key: None,
-                max_attempts: None,
-                safe_to_repeat: false,
-            },
-        }
+        TaskBuilder { client: self, request: TaskRequest::new(action) }
     }
 
     /// A queue that receives the outcomes of many tasks, of which at most `capacity` (at least 1) are submitted
     /// and not yet received.
     pub fn completion_queue(&self, capacity: usize) -> CompletionQueue {
+        CompletionQueue { owner: Arc::clone(&self.owner), inner: Arc::new(QueueInner::new(capacity)) }
+    }
+
+    /// A queue through which many background tasks are handed in, and which receives their ids: at most `capacity`
+    /// (at least 1) are submitted and not yet received.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = reparto_client::Client::connect(["127.0.0.1:8888"])?;
+    /// let queue = client.accepted_queue(1_000);
+    /// for number in 0..1_000u64 {
+    ///     let key = format!("invoice-{number}");
+    ///     queue.try_submit(number, client.task("invoice").payload(number.to_string()).idempotency_key(&key))?;
+    /// }
+    /// queue.close();
+    /// while let Some(completion) = queue.recv() {
+    ///     println!("{}: {}", completion.tag, completion.outcome?.task_id);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accepted_queue(&self, capacity: usize) -> CompletionQueue<Accepted> {
         CompletionQueue { owner: Arc::clone(&self.owner), inner: Arc::new(QueueInner::new(capacity)) }
     }
 
@@ -85,10 +98,19 @@ impl Client {
 
     /// A page of the status report, as it came.
     pub(crate) fn status_page(&self, offset: u32, limit: u32) -> Result<Bytes, ClientError> {
-        let cell = Arc::new(TaskCell::default());
-        let completer = Completer::Cell(Arc::clone(&cell));
-        self.owner.shared.submit(Request::Status { offset, limit }, completer, WhenFull::Take)?;
-        Ok(cell.wait()?)
+        Ok(self.ask(Request::Status { offset, limit }, WhenFull::Take)?.wait()?)
+    }
+
+    /// Sends a request, whose answer becomes a value of the caller's choice.
+    pub(crate) fn ask<T: FromReply + 'static>(
+        &self,
+        request: Request<'_>,
+        when_full: WhenFull,
+    ) -> Result<Reply<T>, ClientError> {
+        let cell = Arc::new(Cell::default());
+        let completer = Completer::Cell(Arc::clone(&cell) as _);
+        self.owner.shared.submit(request, completer, when_full)?;
+        Ok(Reply { _owner: Arc::clone(&self.owner), cell })
     }
 
     /// The longest payload, in bytes, that a task without options can carry to the present balancer.
@@ -186,9 +208,112 @@ impl<'a> TaskBuilder<'a> {
     }
 
     /// The task may run more than once without harm. When its connection is lost before the answer came, it is
-    /// sent again on the next one, up to five times, instead of ending with `connection_lost`.
+    /// sent again on the next one, up to five times, instead of ending with `connection_lost`. A background task with
+    /// an [idempotency key](Self::idempotency_key) is sent again anyway.
     pub fn safe_to_repeat(mut self, safe: bool) -> Self {
         self.request.safe_to_repeat = safe;
+        self
+    }
+
+    /// The balancer keeps the task beside answering it: once it is durable it has an
+    /// [id](TaskHandle::wait_task_id), by which its outcome can be fetched later. It still lives with its client, and is
+    /// cancelled when its connection is lost.
+    pub fn recorded(mut self, recorded: bool) -> Self {
+        self.request.keep = if recorded { Keep::Recorded } else { Keep::No };
+        self
+    }
+
+    /// For a task that is kept: time before it may begin, up to 366 days.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.request.kept_options_mut().delay = Some(delay);
+        self
+    }
+
+    /// For a task that is kept: the moment from which it may begin. One that has passed is at once; with a
+    /// [delay](Self::delay) as well the later moment counts.
+    pub fn start_at(mut self, moment: SystemTime) -> Self {
+        self.request.kept_options_mut().start_at = Some(moment);
+        self
+    }
+
+    /// For a task that is kept: time before its second attempt, when its handler asked for a retry. It doubles with
+    /// every further one, and a random half of it is left out, so that what failed together does not return together.
+    /// 1 s by default; zero is at once.
+    pub fn backoff(mut self, first: Duration) -> Self {
+        self.request.kept_options_mut().backoff = Some(first);
+        self
+    }
+
+    /// For a task that is kept: the longest time between two attempts. 5 minutes by default.
+    pub fn max_backoff(mut self, most: Duration) -> Self {
+        self.request.kept_options_mut().max_backoff = Some(most);
+        self
+    }
+
+    /// For a task that is kept: within the key's [window](Self::idempotency_window), whoever hands in a task of the
+    /// same action with the same key is given the first one's id, and nothing is run twice. 1 to 255 bytes. So a
+    /// background task with a key is sent again by itself when its connection is lost before it was accepted.
+    pub fn idempotency_key(mut self, key: &'a (impl AsRef<[u8]> + ?Sized)) -> Self {
+        self.request.kept_options_mut().idempotency_key = Some(Cow::Borrowed(key.as_ref()));
+        self
+    }
+
+    /// How long the idempotency key stands for its task, up to 366 days. A day by default.
+    pub fn idempotency_window(mut self, window: Duration) -> Self {
+        self.request.kept_options_mut().idempotency_window = Some(window);
+        self
+    }
+
+    /// Hands the task in as a background task: it outlives this client and the balancer, and its outcome is kept. The
+    /// reply comes once the task is durable; many may be under way at a time, and
+    /// [`Client::accepted_queue`] hands in hundreds of thousands. Blocks while the client is at one of its bounds, and
+    /// not for the network.
+    ///
+    /// When the connection is lost before the reply came, nobody knows whether the task was taken in. With an
+    /// [idempotency key](Self::idempotency_key), or when it is [safe to repeat](Self::safe_to_repeat), it is sent
+    /// again; without, the reply ends with `connection_lost`.
+    ///
+    /// ```no_run
+    /// # fn example(client: &reparto_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// let accepted = client
+    ///     .task("report")
+    ///     .payload("2026-11")
+    ///     .delay(Duration::from_secs(3600))
+    ///     .max_attempts(5)
+    ///     .backoff(Duration::from_secs(10))
+    ///     .idempotency_key("report-2026-11")
+    ///     .submit_background()?
+    ///     .wait()?;
+    /// println!("{}", accepted.task_id);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit). The reply ends with `store_unavailable` when the balancer has no store, or cannot
+    /// make the task durable now.
+    pub fn submit_background(self) -> Result<Reply<Accepted>, ClientError> {
+        self.submit_background_when(WhenFull::Wait)
+    }
+
+    /// As [`submit_background`](Self::submit_background), but never waits for room.
+    ///
+    /// # Errors
+    /// [`ClientError::Full`] when the client is at one of its bounds, and what `submit_background` says.
+    pub fn try_submit_background(self) -> Result<Reply<Accepted>, ClientError> {
+        self.submit_background_when(WhenFull::Refuse)
+    }
+
+    fn submit_background_when(self, when_full: WhenFull) -> Result<Reply<Accepted>, ClientError> {
+        let owner = Arc::clone(&self.client.owner);
+        let cell = Arc::new(Cell::default());
+        self.keep(Keep::Background).hand_in(Completer::Cell(Arc::clone(&cell) as _), when_full)?;
+        Ok(Reply { _owner: owner, cell })
+    }
+
+    pub(crate) fn keep(mut self, keep: Keep) -> Self {
+        self.request.keep = keep;
         self
     }
 
@@ -211,8 +336,8 @@ impl<'a> TaskBuilder<'a> {
 
     fn submit_when(self, when_full: WhenFull) -> Result<TaskHandle, ClientError> {
         let owner = Arc::clone(&self.client.owner);
-        let cell = Arc::new(TaskCell::default());
-        let id = self.hand_in(Completer::Cell(Arc::clone(&cell)), when_full)?;
+        let cell = Arc::new(Cell::default());
+        let id = self.hand_in(Completer::Cell(Arc::clone(&cell) as _), when_full)?;
         Ok(TaskHandle { owner, cell, id, reports_seen: 0 })
     }
 
@@ -230,8 +355,7 @@ impl<'a> TaskBuilder<'a> {
 
     pub(crate) fn hand_in(mut self, completer: Completer, when_full: WhenFull) -> Result<u64, ClientError> {
         self.request.check()?;
-        self.request.deadline_at =
-            self.request.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        self.request.start_clocks(Instant::now());
         self.client.owner.shared.submit(Request::Task(self.request), completer, when_full)
     }
 }

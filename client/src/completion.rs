@@ -5,27 +5,34 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::client::TaskBuilder;
-use crate::error::{ClientError, TaskOutcome};
-use crate::shared::{Owner, WhenFull};
-use crate::state::Completer;
-use crate::sync::{locked, wait_on, wait_until};
+use bytes::Bytes;
 
-/// A task of a [`CompletionQueue`] that has ended.
+use crate::background::Accepted;
+use crate::client::TaskBuilder;
+use crate::completer::Completer;
+use crate::error::{ClientError, TaskFailure};
+use crate::shared::{Owner, WhenFull};
+use crate::sync::{locked, wait_on, wait_until};
+use crate::task_request::Keep;
+
+/// A task of a [`CompletionQueue`] that has ended, or, if `T` is [`Accepted`], was taken in or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Completion {
+pub struct Completion<T = Bytes> {
     /// What the caller named the task when it was submitted.
     pub tag: u64,
     /// How it ended.
-    pub outcome: TaskOutcome,
+    pub outcome: Result<T, TaskFailure>,
 }
 
 /// Takes in many tasks and gives their outcomes back as they come, in batches: the fastest way to have
 /// thousands of tasks in flight, without a handle for each.
 ///
 /// At most `capacity` tasks are submitted and not yet received, so memory stays bounded when the receiver is
-/// slow. Made by [`Client::completion_queue`](crate::Client::completion_queue). It may be shared between threads: some that submit, some that
-/// receive.
+/// slow. It may be shared between threads: some that submit, some that receive.
+///
+/// Made by [`Client::completion_queue`](crate::Client::completion_queue), it gives results. Made by
+/// [`Client::accepted_queue`](crate::Client::accepted_queue), as a `CompletionQueue<Accepted>`, it hands in background
+/// tasks and gives their ids.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,21 +48,20 @@ pub struct Completion {
 /// # Ok(())
 /// # }
 /// ```
-pub struct CompletionQueue {
+pub struct CompletionQueue<T = Bytes> {
     pub(crate) owner: Arc<Owner>,
-    pub(crate) inner: Arc<QueueInner>,
+    pub(crate) inner: Arc<QueueInner<T>>,
 }
 
-pub(crate) struct QueueInner {
-    state: Mutex<QueueState>,
+pub(crate) struct QueueInner<T> {
+    state: Mutex<QueueState<T>>,
     arrived: Condvar,
     room: Condvar,
     capacity: usize,
 }
 
-#[derive(Default)]
-struct QueueState {
-    ready: VecDeque<Completion>,
+struct QueueState<T> {
+    ready: VecDeque<Completion<T>>,
     /// Submitted and not yet received.
     outstanding: usize,
     receivers_waiting: usize,
@@ -63,10 +69,16 @@ struct QueueState {
     closed: bool,
 }
 
-impl QueueInner {
+impl<T> QueueInner<T> {
     pub(crate) fn new(capacity: usize) -> Self {
         QueueInner {
-            state: Mutex::default(),
+            state: Mutex::new(QueueState {
+                ready: VecDeque::new(),
+                outstanding: 0,
+                receivers_waiting: 0,
+                submitters_waiting: 0,
+                closed: false,
+            }),
             arrived: Condvar::new(),
             room: Condvar::new(),
             capacity: capacity.max(1),
@@ -74,7 +86,7 @@ impl QueueInner {
     }
 
     /// Hands over outcomes whose places were reserved when their tasks were submitted.
-    pub(crate) fn push_all(&self, completions: &mut Vec<Completion>) {
+    pub(crate) fn push_all(&self, completions: &mut Vec<Completion<T>>) {
         let mut state = locked(&self.state);
         state.ready.extend(completions.drain(..));
         let waiting = state.receivers_waiting;
@@ -104,7 +116,7 @@ impl QueueInner {
     }
 
     /// Gives back `places`; wakes whoever can go on.
-    fn release(&self, state: &mut QueueState, places: usize) {
+    fn release(&self, state: &mut QueueState<T>, places: usize) {
         state.outstanding -= places;
         if state.submitters_waiting > 0 && places > 0 {
             self.room.notify_all();
@@ -114,7 +126,7 @@ impl QueueInner {
         }
     }
 
-    fn receive(&self, until: Option<Instant>, batch: &mut Vec<Completion>, most: usize) -> Received {
+    fn receive(&self, until: Option<Instant>, batch: &mut Vec<Completion<T>>, most: usize) -> Received {
         let mut state = locked(&self.state);
         loop {
             if !state.ready.is_empty() {
@@ -153,8 +165,7 @@ impl CompletionQueue {
     /// # Errors
     /// As [`TaskBuilder::submit`]; [`ClientError::QueueClosed`] after [`close`](Self::close).
     pub fn submit(&self, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError> {
-        self.inner.reserve(true)?;
-        self.hand_in(tag, task, WhenFull::Wait)
+        self.hand_in(task, WhenFull::Wait, |queue| Completer::Queue(queue, tag))
     }
 
     /// As [`submit`](Self::submit), but never blocks.
@@ -162,13 +173,40 @@ impl CompletionQueue {
     /// # Errors
     /// [`ClientError::Full`] when the queue or the client is at its bound, and what `submit` says.
     pub fn try_submit(&self, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError> {
-        self.inner.reserve(false)?;
-        self.hand_in(tag, task, WhenFull::Refuse)
+        self.hand_in(task, WhenFull::Refuse, |queue| Completer::Queue(queue, tag))
+    }
+}
+
+impl CompletionQueue<Accepted> {
+    /// Hands in a background task under a name of the caller's own. Blocks while the queue or the client is at its
+    /// bound, so another thread must receive.
+    ///
+    /// # Errors
+    /// As [`TaskBuilder::submit_background`]; [`ClientError::QueueClosed`] after [`close`](Self::close).
+    pub fn submit(&self, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError> {
+        let task = task.keep(Keep::Background);
+        self.hand_in(task, WhenFull::Wait, |queue| Completer::AcceptedQueue(queue, tag))
     }
 
-    fn hand_in(&self, tag: u64, task: TaskBuilder<'_>, when_full: WhenFull) -> Result<(), ClientError> {
-        let completer = Completer::Queue(Arc::clone(&self.inner), tag);
-        let handed_in = task.hand_in(completer, when_full);
+    /// As [`submit`](Self::submit), but never blocks.
+    ///
+    /// # Errors
+    /// [`ClientError::Full`] when the queue or the client is at its bound, and what `submit` says.
+    pub fn try_submit(&self, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError> {
+        let task = task.keep(Keep::Background);
+        self.hand_in(task, WhenFull::Refuse, |queue| Completer::AcceptedQueue(queue, tag))
+    }
+}
+
+impl<T> CompletionQueue<T> {
+    fn hand_in(
+        &self,
+        task: TaskBuilder<'_>,
+        when_full: WhenFull,
+        completer: impl FnOnce(Arc<QueueInner<T>>) -> Completer,
+    ) -> Result<(), ClientError> {
+        self.inner.reserve(when_full == WhenFull::Wait)?;
+        let handed_in = task.hand_in(completer(Arc::clone(&self.inner)), when_full);
         if handed_in.is_err() {
             self.inner.release(&mut locked(&self.inner.state), 1);
         }
@@ -180,7 +218,7 @@ impl CompletionQueue {
     ///
     /// # Errors
     /// [`ClientError::QueueClosed`] after [`close`](Self::close).
-    pub fn push(&self, tag: u64, outcome: TaskOutcome) -> Result<(), ClientError> {
+    pub fn push(&self, tag: u64, outcome: Result<T, TaskFailure>) -> Result<(), ClientError> {
         self.inner.reserve(true)?;
         self.inner.push_all(&mut vec![Completion { tag, outcome }]);
         Ok(())
@@ -188,14 +226,14 @@ impl CompletionQueue {
 
     /// Blocks until a task has ended, and gives its outcome. `None` once the queue is closed and everything was
     /// received; without [`close`](Self::close) it waits for tasks yet to be submitted.
-    pub fn recv(&self) -> Option<Completion> {
+    pub fn recv(&self) -> Option<Completion<T>> {
         let mut one = Vec::with_capacity(1);
         self.inner.receive(None, &mut one, 1);
         one.pop()
     }
 
     /// As [`recv`](Self::recv), and `None` as well after this long without an outcome.
-    pub fn recv_timeout(&self, timeout: Duration) -> Option<Completion> {
+    pub fn recv_timeout(&self, timeout: Duration) -> Option<Completion<T>> {
         let mut one = Vec::with_capacity(1);
         self.inner.receive(Instant::now().checked_add(timeout), &mut one, 1);
         one.pop()
@@ -203,13 +241,13 @@ impl CompletionQueue {
 
     /// Blocks until some task has ended, and appends every outcome that is there to `batch`: at most
     /// `capacity`. `false` once the queue is closed and everything was received.
-    pub fn recv_batch(&self, batch: &mut Vec<Completion>) -> bool {
+    pub fn recv_batch(&self, batch: &mut Vec<Completion<T>>) -> bool {
         matches!(self.inner.receive(None, batch, usize::MAX), Received::Some)
     }
 
     /// As [`recv_batch`](Self::recv_batch), but waits at most this long, and then gives `true` with nothing
     /// appended.
-    pub fn recv_batch_timeout(&self, batch: &mut Vec<Completion>, timeout: Duration) -> bool {
+    pub fn recv_batch_timeout(&self, batch: &mut Vec<Completion<T>>, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
         !matches!(self.inner.receive(until, batch, usize::MAX), Received::Ended)
     }
@@ -239,7 +277,7 @@ impl CompletionQueue {
     }
 }
 
-impl fmt::Debug for CompletionQueue {
+impl<T> fmt::Debug for CompletionQueue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = locked(&self.inner.state);
         f.debug_struct("CompletionQueue")

@@ -9,11 +9,11 @@ use bytes::BytesMut;
 use reparto_protocol::{ErrorCode, Frame, Hello, Message, Role, frame_length, limits};
 
 use crate::client::Client;
+use crate::completer::{Finished, deliver};
 use crate::config::Config;
 use crate::connection;
 use crate::error::{ClientError, ConnectAttempt, ConnectError, ConnectFailure};
 use crate::shared::{Owner, Shared};
-use crate::state::{Finished, deliver};
 use crate::sync::{locked, wait_until};
 
 /// Socket addresses tried for one name at most.
@@ -33,6 +33,8 @@ pub(crate) struct Opened {
     pub(crate) stream: TcpStream,
     /// The largest frame that the balancer takes, in bytes, header included.
     pub(crate) max_frame_bytes: u32,
+    /// It keeps tasks.
+    pub(crate) has_store: bool,
     /// Silence after which a PING is due.
     pub(crate) heartbeat: Duration,
     /// Silence after a PING by which the balancer is lost.
@@ -132,7 +134,8 @@ fn adopt(shared: &Arc<Shared>, address_index: usize, opened: Opened) {
     if state.closed {
         return;
     }
-    let number = state.adopt(Arc::clone(&stream), address_index, opened.max_frame_bytes, &mut finished);
+    let (max_frame_bytes, has_store) = (opened.max_frame_bytes, opened.has_store);
+    let number = state.adopt(Arc::clone(&stream), address_index, max_frame_bytes, has_store, &mut finished);
     let clocks = state.link(number).map(|link| (Arc::clone(&link.writer), link.written_clock()));
     shared.room_was_made(&state);
     drop(state);
@@ -223,6 +226,7 @@ fn greet(mut stream: TcpStream, config: &Config) -> Result<Opened, ConnectFailur
     Ok(Opened {
         stream,
         max_frame_bytes: welcome.max_frame_bytes.min(limits::MAX_MAX_FRAME_BYTES),
+        has_store: welcome.features & limits::FEATURE_BACKGROUND != 0,
         heartbeat: beat(welcome.heartbeat_ms),
         silence: beat(welcome.silence_ms),
     })

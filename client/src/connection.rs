@@ -9,11 +9,15 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use reparto_protocol::{Frame, FrameError, Message, Ping, frame_length};
 
+use crate::answer::Answer;
+use crate::background::{Accepted, TaskStanding};
+use crate::completer::deliver;
 use crate::error::TaskFailure;
 use crate::handle::ProgressReport;
 use crate::shared::Shared;
-use crate::state::{Arrived, News, deliver};
+use crate::state::{Arrived, News};
 use crate::sync::{locked, wait_on};
+use crate::task_id::TaskId;
 
 /// Bytes read at once at most.
 const READ_BYTES: usize = 128 * 1024;
@@ -276,8 +280,8 @@ impl Reader {
         self.shared.look_for_balancer(&mut state, &mut news.finished);
         self.shared.room_was_made(&state);
         drop(state);
-        for (cell, report) in news.progress {
-            cell.report(report);
+        for (mailbox, note) in news.notes {
+            mailbox.tell(note);
         }
         deliver(news.finished);
         arrived.map(|()| goes_on)
@@ -294,12 +298,26 @@ fn understand(
     own: impl Fn(&[u8]) -> Bytes,
     batch: &mut Vec<Arrived>,
 ) -> Result<(), String> {
+    let answer = |id: u64, answer: Answer| Arrived::Answer { id, reply: Ok(answer) };
     batch.push(match Message::decode(frame).map_err(broken)? {
-        Message::Result(done) => {
-            Arrived::Answer { id: done.id, is_report: false, outcome: Ok(own(done.payload)) }
+        Message::Result(done) => answer(done.id, Answer::Result(own(done.payload))),
+        Message::StatusReport(report) => answer(report.id, Answer::Report(own(report.payload))),
+        Message::TaskList(list) => answer(list.id, Answer::List(own(list.payload))),
+        Message::Accepted(accepted) => {
+            let task_id = TaskId::from_bytes(accepted.task_id);
+            let duplicate = accepted.duplicate;
+            answer(accepted.id, Answer::Accepted(Accepted { task_id, duplicate }))
         }
-        Message::StatusReport(report) => {
-            Arrived::Answer { id: report.id, is_report: true, outcome: Ok(own(report.payload)) }
+        Message::TaskState(state) => {
+            let standing = TaskStanding {
+                task_id: TaskId::from_bytes(state.task_id),
+                state: state.state,
+                attempts: state.attempts,
+                created_at_ms: state.created_at_ms,
+                due_at_ms: state.due_at_ms,
+                ended_at_ms: state.ended_at_ms,
+            };
+            answer(state.id, Answer::State(Box::new((standing, own(state.payload)))))
         }
         Message::Error(error) if error.id == 0 => {
             return Err(format!("the balancer ended the connection: {}: {}", error.code, error.message));
@@ -307,7 +325,7 @@ fn understand(
         Message::Error(error) => {
             let message = error.message.to_owned();
             let failure = TaskFailure { code: error.code, message, payload: own(error.payload) };
-            Arrived::Answer { id: error.id, is_report: false, outcome: Err(failure) }
+            Arrived::Answer { id: error.id, reply: Err(failure) }
         }
         Message::Progress(progress) => {
             let report =

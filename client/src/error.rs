@@ -70,8 +70,8 @@ pub enum ClientError {
     /// The completion queue was closed for new tasks.
     #[error("the completion queue is closed and takes no more tasks")]
     QueueClosed,
-    /// The balancer's status report could not be read.
-    #[error("the balancer's status report could not be read: {0}")]
+    /// The balancer's status report, or what it tells of tasks, could not be read.
+    #[error("the balancer's answer could not be read: {0}")]
     BadReport(String),
     /// The balancer answered the question with an error, or the connection was lost.
     #[error(transparent)]
@@ -79,17 +79,25 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The same as a task's failure, for callers who report both alike.
-    pub fn into_failure(self) -> TaskFailure {
-        let code = match &self {
-            ClientError::Refused(failure) => return failure.clone(),
+    /// Why, for programs: what the balancer said, or the code that comes nearest.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            ClientError::Refused(failure) => failure.code,
             ClientError::PayloadTooLarge { .. } => ErrorCode::PayloadTooLarge,
             ClientError::NoBalancer(_) | ClientError::NoAddress => ErrorCode::ConnectionLost,
             ClientError::Invalid { .. } => ErrorCode::BadFrame,
             ClientError::Full { .. } => ErrorCode::QueueFull,
             ClientError::QueueClosed => ErrorCode::Cancelled,
             ClientError::BadReport(_) => ErrorCode::Internal,
-        };
+        }
+    }
+
+    /// The same as a task's failure, for callers who report both alike.
+    pub fn into_failure(self) -> TaskFailure {
+        let code = self.code();
+        if let ClientError::Refused(failure) = self {
+            return failure;
+        }
         let message = self.to_string();
         let name = format!("{code}: ");
         TaskFailure::new(code, message.strip_prefix(&name).unwrap_or(&message))

@@ -1,17 +1,18 @@
-//! A task's handle: the place where its outcome and its progress arrive, and the ways to wait for them.
+//! Handles: what a caller has in hand while a task runs, or while an answer is on its way.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::cell::Cell;
 use crate::error::{TaskFailure, TaskOutcome};
 use crate::shared::Owner;
-use crate::sync::{locked, wait_on, wait_until};
+use crate::task_id::TaskId;
 
 /// How far a task is, as its worker last said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,79 +23,6 @@ pub struct ProgressReport {
     pub total: u64,
     /// What the worker gave on the way; mostly empty.
     pub payload: Bytes,
-}
-
-/// Where a task's news arrive. The connection's reader writes, the handle reads.
-#[derive(Default)]
-pub(crate) struct TaskCell {
-    state: Mutex<CellState>,
-    news: Condvar,
-}
-
-#[derive(Default)]
-struct CellState {
-    outcome: Option<TaskOutcome>,
-    waker: Option<Waker>,
-    progress: Option<ProgressReport>,
-    reports: u64,
-    /// Threads that wait for news; a wake-up costs a system call, and mostly nobody waits yet.
-    waiting: usize,
-}
-
-impl TaskCell {
-    pub(crate) fn finish(&self, outcome: TaskOutcome) {
-        let mut state = locked(&self.state);
-        state.outcome = Some(outcome);
-        let (waker, waiting) = (state.waker.take(), state.waiting);
-        drop(state);
-        if waiting > 0 {
-            self.news.notify_all();
-        }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    pub(crate) fn report(&self, report: ProgressReport) {
-        let mut state = locked(&self.state);
-        state.progress = Some(report);
-        state.reports += 1;
-        let waiting = state.waiting;
-        drop(state);
-        if waiting > 0 {
-            self.news.notify_all();
-        }
-    }
-
-    /// Waits until `look` gives something, or until a moment.
-    fn wait_for<T>(
-        &self,
-        until: Option<Instant>,
-        mut look: impl FnMut(&mut CellState) -> Option<T>,
-    ) -> Option<T> {
-        let mut state = locked(&self.state);
-        loop {
-            if let Some(found) = look(&mut state) {
-                return Some(found);
-            }
-            state.waiting += 1;
-            let over;
-            (state, over) = match until {
-                None => (wait_on(&self.news, state), false),
-                Some(until) => wait_until(&self.news, state, until),
-            };
-            state.waiting -= 1;
-            if over {
-                return look(&mut state);
-            }
-        }
-    }
-
-    pub(crate) fn wait(&self) -> TaskOutcome {
-        let outcome = self.wait_for(None, |state| state.outcome.clone());
-        // Without a time limit the wait ends with an outcome and nothing else.
-        outcome.unwrap_or_else(|| Err(TaskFailure::new(reparto_protocol::ErrorCode::Internal, "no outcome")))
-    }
 }
 
 /// A task that was handed in.
@@ -109,7 +37,7 @@ impl TaskCell {
 #[must_use = "dropping a handle does not cancel its task; wait for it, or cancel it"]
 pub struct TaskHandle {
     pub(crate) owner: Arc<Owner>,
-    pub(crate) cell: Arc<TaskCell>,
+    pub(crate) cell: Arc<Cell>,
     pub(crate) id: u64,
     pub(crate) reports_seen: u64,
 }
@@ -126,12 +54,12 @@ impl TaskHandle {
 
     /// Blocks until the task has ended, at most this long. `None` when it has not; it runs on then.
     pub fn wait_timeout(&self, timeout: Duration) -> Option<TaskOutcome> {
-        self.cell.wait_for(Instant::now().checked_add(timeout), |state| state.outcome.clone())
+        self.cell.wait_until(Instant::now().checked_add(timeout))
     }
 
     /// The outcome, if the task has ended. Never blocks.
     pub fn try_result(&self) -> Option<TaskOutcome> {
-        locked(&self.cell.state).outcome.clone()
+        self.cell.outcome()
     }
 
     /// Asks for the task to be stopped, wherever it is. The outcome still comes, and is mostly `cancelled`; a
@@ -142,7 +70,7 @@ impl TaskHandle {
 
     /// The latest progress that the task's worker reported, if it reported any.
     pub fn progress(&self) -> Option<ProgressReport> {
-        locked(&self.cell.state).progress.clone()
+        self.cell.progress()
     }
 
     /// Blocks until a report arrives that this method has not given yet, and gives the latest one. `None` once
@@ -157,15 +85,17 @@ impl TaskHandle {
     }
 
     fn next_report(&mut self, until: Option<Instant>) -> Option<ProgressReport> {
-        let seen = self.reports_seen;
-        let (reports, report) = self.cell.wait_for(until, |state| {
-            if state.reports > seen {
-                return Some((state.reports, state.progress.clone()));
-            }
-            state.outcome.as_ref().map(|_| (seen, None))
-        })?;
+        let (reports, report) = self.cell.next_report(self.reports_seen, until)?;
         self.reports_seen = reports;
         report
+    }
+
+    /// For a task that is [recorded](crate::TaskBuilder::recorded): blocks until it is durable, and gives the id by
+    /// which its outcome can be fetched later, by anyone. `None` once it has ended without having been durable.
+    ///
+    /// For a task that is not recorded it blocks until the task has ended.
+    pub fn wait_task_id(&self) -> Option<TaskId> {
+        self.cell.wait_task_id()
     }
 }
 
@@ -173,20 +103,58 @@ impl Future for TaskHandle {
     type Output = TaskOutcome;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<TaskOutcome> {
-        let mut state = locked(&self.cell.state);
-        if let Some(outcome) = &state.outcome {
-            return Poll::Ready(outcome.clone());
-        }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(context.waker()),
-            empty => *empty = Some(context.waker().clone()),
-        }
-        Poll::Pending
+        self.cell.poll(context)
     }
 }
 
 impl fmt::Debug for TaskHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskHandle").field("ended", &self.try_result().is_some()).finish_non_exhaustive()
+        f.debug_struct("TaskHandle").field("ended", &self.cell.has_ended()).finish_non_exhaustive()
+    }
+}
+
+/// An answer of the balancer's that is on its way.
+///
+/// Used like a [`TaskHandle`]: wait for it, look whether it is there, or `.await` it, more than once if you like. Any
+/// number may be under way at a time, up to [`max_in_flight`](crate::ClientBuilder::max_in_flight). Dropping it takes
+/// nothing back of what was asked.
+#[must_use = "what was asked is known to be done only once the reply is there; wait for it"]
+pub struct Reply<T> {
+    pub(crate) _owner: Arc<Owner>,
+    pub(crate) cell: Arc<Cell<T>>,
+}
+
+impl<T: Clone> Reply<T> {
+    /// Blocks until the answer is there.
+    ///
+    /// # Errors
+    /// What the balancer said instead; `connection_lost` when the connection ended first and the question may not be
+    /// asked twice.
+    pub fn wait(&self) -> Result<T, TaskFailure> {
+        self.cell.wait()
+    }
+
+    /// As [`wait`](Self::wait), at most this long; `None` when the answer has not come.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<T, TaskFailure>> {
+        self.cell.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    /// The answer, if it is there. Never blocks.
+    pub fn try_result(&self) -> Option<Result<T, TaskFailure>> {
+        self.cell.outcome()
+    }
+}
+
+impl<T: Clone> Future for Reply<T> {
+    type Output = Result<T, TaskFailure>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.cell.poll(context)
+    }
+}
+
+impl<T: Clone> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("answered", &self.cell.has_ended()).finish_non_exhaustive()
     }
 }

@@ -75,12 +75,40 @@
 //! # }
 //! ```
 //!
+//! # Background tasks
+//!
+//! A background task outlives its client and the balancer. Once it is durable it has an id, by which anyone can ask
+//! for its outcome, wait for it, or cancel it:
+//!
+//! ```no_run
+//! use reparto_client::{Client, Fetched};
+//! use std::time::Duration;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(["127.0.0.1:8888"])?;
+//! let task = client.task("upper").payload("hola").idempotency_key("order-17");
+//! let id = task.submit_background()?.wait()?.task_id;
+//! // Later, elsewhere, after a restart of everything:
+//! let Fetched::Ended(outcome) = client.fetch(id, Duration::from_secs(30))?.wait()? else {
+//!     return Err("it takes longer".into());
+//! };
+//! assert_eq!(outcome?, "HOLA");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! They may begin [later](TaskBuilder::delay), at [some moment](TaskBuilder::start_at), and wait
+//! [longer and longer](TaskBuilder::backoff) between attempts. [`Client::describe`] tells a task's history,
+//! [`Client::tasks`] lists them; a task whose attempts are used up is dead until it is
+//! [retried](Client::retry_task) or [dropped](Client::drop_task). [`Client::accepted_queue`] hands in many. A task
+//! that somebody waits for can be [recorded](TaskBuilder::recorded) as well.
+//!
 //! # When something breaks
 //!
 //! - A task that the balancer or its worker refuses or fails ends with a [`TaskFailure`], whose
 //!   [`code`](TaskFailure::code) is for programs and whose message is for people.
 //! - A connection that ends takes its tasks along: they end with `connection_lost`, for nobody knows whether they
-//!   ran. Those marked [`safe_to_repeat`](TaskBuilder::safe_to_repeat) are sent again on the next connection.
+//!   ran. Those marked [`safe_to_repeat`](TaskBuilder::safe_to_repeat) are sent again on the next connection, and so
+//!   are background tasks with an [`idempotency_key`](TaskBuilder::idempotency_key).
 //! - Tasks submitted while there is no connection wait for one, up to
 //!   [`reconnect_for`](ClientBuilder::reconnect_for). The search goes over all addresses, from the last good one
 //!   on, with pauses of random length that grow to two seconds.
@@ -96,7 +124,11 @@
 //! sends is bounded by the limit that it greeted with, and memory grows only with what really came.
 //! Outcomes that you do not take are yours to bound: a completion queue does it by its capacity.
 
+mod answer;
+mod background;
+mod cell;
 mod client;
+mod completer;
 mod completion;
 mod config;
 mod connect;
@@ -110,7 +142,12 @@ mod slab;
 mod state;
 mod status;
 mod sync;
+mod task_id;
+mod task_request;
 
+pub use background::{
+    Accepted, FailedAttempt, Fetched, TaskDescription, TaskFilter, TaskPage, TaskStanding, Tasks,
+};
 pub use client::{Client, TaskBuilder};
 pub use completion::{Completion, CompletionQueue};
 pub use config::{
@@ -118,6 +155,7 @@ pub use config::{
     DEFAULT_RECONNECT_FOR,
 };
 pub use error::{ClientError, ConnectAttempt, ConnectError, ConnectFailure, TaskFailure, TaskOutcome};
-pub use handle::{ProgressReport, TaskHandle};
-pub use reparto_protocol::ErrorCode;
+pub use handle::{ProgressReport, Reply, TaskHandle};
+pub use reparto_protocol::{ErrorCode, TaskState};
 pub use status::{ActionStatus, Status, Totals, WorkerStatus};
+pub use task_id::{BadTaskId, TaskId};

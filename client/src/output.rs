@@ -6,7 +6,8 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use reparto_protocol::Message;
 
-use crate::request::{Payload, Request};
+use crate::request::Request;
+use crate::task_request::Payload;
 
 /// From this size on a payload is passed on as it is; a smaller one is copied, so that many go in one write.
 const SHARED_PAYLOAD_BYTES: usize = 8 * 1024;
@@ -125,7 +126,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::TaskRequest;
+    use crate::task_request::TaskRequest;
 
     /// Takes a few bytes at a time, as a slow socket does.
     struct Trickle(Vec<u8>);
@@ -148,17 +149,8 @@ mod tests {
         let mut expected = 0;
         for round in 0..20 {
             for (id, size) in sizes.into_iter().enumerate() {
-                let request = Request::Task(TaskRequest {
-                    action: "echo".into(),
-                    payload: Payload::Shared(vec![id as u8; size].into()),
-                    priority: None,
-                    deadline: None,
-                    deadline_at: None,
-                    wait_limit: None,
-                    key: None,
-                    max_attempts: None,
-                    safe_to_repeat: false,
-                });
+                let payload = Payload::Shared(vec![id as u8; size].into());
+                let request = Request::Task(TaskRequest { payload, ..TaskRequest::new("echo") });
                 expected += output.push_request(round * 8 + id as u64 + 1, &request, Instant::now());
             }
         }

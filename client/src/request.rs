@@ -2,49 +2,19 @@
 //! later or again.
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
-use reparto_protocol::{FIELD_HEADER_BYTES, HEADER_BYTES, Message, Status, Task, TaskOptions, limits};
+use reparto_protocol::{
+    Cancel, DropTask, FIELD_HEADER_BYTES, Fetch, HEADER_BYTES, ListTasks, Message, RetryTask, Status,
+    TaskState,
+};
 
-use crate::error::ClientError;
+use crate::answer::Expected;
+use crate::task_id::TaskId;
+use crate::task_request::{Keep, Payload, TaskRequest, millis};
 
-/// A task's payload: shared memory, or a slice that is copied when the task is handed in.
-#[derive(Debug, Clone)]
-pub(crate) enum Payload<'a> {
-    Shared(Bytes),
-    Slice(&'a [u8]),
-}
-
-impl Payload<'_> {
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Payload::Shared(bytes) => bytes,
-            Payload::Slice(bytes) => bytes,
-        }
-    }
-
-    pub(crate) fn to_bytes(&self) -> Bytes {
-        match self {
-            Payload::Shared(bytes) => bytes.clone(),
-            Payload::Slice(bytes) => Bytes::copy_from_slice(bytes),
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct TaskRequest<'a> {
-    pub(crate) action: Cow<'a, str>,
-    pub(crate) payload: Payload<'a>,
-    pub(crate) priority: Option<u8>,
-    pub(crate) deadline: Option<Duration>,
-    /// When the task must have ended, reckoned from the moment it was handed in.
-    pub(crate) deadline_at: Option<Instant>,
-    pub(crate) wait_limit: Option<Duration>,
-    pub(crate) key: Option<Cow<'a, [u8]>>,
-    pub(crate) max_attempts: Option<u8>,
-    pub(crate) safe_to_repeat: bool,
-}
+/// Bytes of a field that holds a task's id.
+const TASK_ID_FIELD_BYTES: usize = FIELD_HEADER_BYTES + 16;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Request<'a> {
@@ -54,30 +24,82 @@ pub(crate) enum Request<'a> {
         offset: u32,
         limit: u32,
     },
+    /// The outcome of a task that is kept; if there is none yet, wait for it until a moment.
+    Fetch {
+        task_id: TaskId,
+        wait_until: Option<Instant>,
+    },
+    /// Something about a task that is kept.
+    Ask(Question, TaskId),
+    List(ListRequest<'a>),
+}
+
+/// What is to be told of a task, or done with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    Describe,
+    Cancel,
+    Retry,
+    Drop,
+}
+
+/// A page of the list of tasks.
+#[derive(Debug, Clone)]
+pub(crate) struct ListRequest<'a> {
+    pub(crate) action: Option<Cow<'a, str>>,
+    pub(crate) state: Option<TaskState>,
+    pub(crate) since_ms: Option<u64>,
+    pub(crate) before: Option<TaskId>,
+    pub(crate) limit: u32,
 }
 
 impl<'a> Request<'a> {
     pub(crate) fn into_owned(self) -> Request<'static> {
         match self {
+            Request::Task(task) => Request::Task(task.into_owned()),
             Request::Status { offset, limit } => Request::Status { offset, limit },
-            Request::Task(task) => Request::Task(TaskRequest {
-                action: Cow::Owned(task.action.into_owned()),
-                payload: Payload::Shared(task.payload.to_bytes()),
-                key: task.key.map(|key| Cow::Owned(key.into_owned())),
-                priority: task.priority,
-                deadline: task.deadline,
-                deadline_at: task.deadline_at,
-                wait_limit: task.wait_limit,
-                max_attempts: task.max_attempts,
-                safe_to_repeat: task.safe_to_repeat,
+            Request::Fetch { task_id, wait_until } => Request::Fetch { task_id, wait_until },
+            Request::Ask(question, task_id) => Request::Ask(question, task_id),
+            Request::List(list) => Request::List(ListRequest {
+                action: list.action.map(|action| Cow::Owned(action.into_owned())),
+                state: list.state,
+                since_ms: list.since_ms,
+                before: list.before,
+                limit: list.limit,
             }),
         }
     }
 
+    /// It does no harm to send it a second time, when the connection was lost before the answer came. A task dropped
+    /// twice would be answered as unknown, and one retried twice might get its attempts twice.
     pub(crate) fn may_be_repeated(&self) -> bool {
         match self {
-            Request::Task(task) => task.safe_to_repeat,
-            Request::Status { .. } => true,
+            Request::Task(task) => task.may_be_repeated(),
+            Request::Ask(question, _) => matches!(question, Question::Describe | Question::Cancel),
+            Request::Status { .. } | Request::Fetch { .. } | Request::List(_) => true,
+        }
+    }
+
+    /// Only a balancer with a store understands it.
+    pub(crate) fn needs_store(&self) -> bool {
+        match self {
+            Request::Task(task) => task.keep != Keep::No,
+            Request::Status { .. } => false,
+            Request::Fetch { .. } | Request::Ask(..) | Request::List(_) => true,
+        }
+    }
+
+    pub(crate) fn expected(&self) -> Expected {
+        match self {
+            Request::Task(task) => match task.keep {
+                Keep::No => Expected::Result,
+                Keep::Recorded => Expected::AcceptedThenResult,
+                Keep::Background => Expected::Accepted,
+            },
+            Request::Status { .. } => Expected::Report,
+            Request::Fetch { .. } => Expected::ResultOrState,
+            Request::Ask(..) => Expected::State,
+            Request::List(_) => Expected::List,
         }
     }
 
@@ -89,25 +111,27 @@ impl<'a> Request<'a> {
     pub(crate) fn payload(&self) -> Option<&Payload<'a>> {
         match self {
             Request::Task(task) => Some(&task.payload),
-            Request::Status { .. } => None,
+            _ => None,
         }
     }
 
     /// Bytes of the whole frame, header and fields included.
     pub(crate) fn frame_bytes(&self) -> usize {
-        let number_bytes = |bytes: usize, there: bool| if there { FIELD_HEADER_BYTES + bytes } else { 0 };
+        let field = |bytes: usize, there: bool| if there { FIELD_HEADER_BYTES + bytes } else { 0 };
         match self {
-            Request::Status { .. } => HEADER_BYTES + 2 * number_bytes(4, true),
-            Request::Task(task) => {
+            Request::Task(task) => task.frame_bytes(),
+            Request::Status { .. } => HEADER_BYTES + 2 * field(4, true),
+            Request::Fetch { wait_until, .. } => {
+                HEADER_BYTES + TASK_ID_FIELD_BYTES + field(8, wait_until.is_some())
+            }
+            Request::Ask(..) => HEADER_BYTES + TASK_ID_FIELD_BYTES,
+            Request::List(list) => {
                 HEADER_BYTES
-                    + FIELD_HEADER_BYTES
-                    + task.action.len()
-                    + number_bytes(1, task.priority.is_some())
-                    + number_bytes(8, task.deadline.is_some())
-                    + number_bytes(8, task.wait_limit.is_some())
-                    + task.key.as_ref().map_or(0, |key| FIELD_HEADER_BYTES + key.len())
-                    + number_bytes(1, task.max_attempts.is_some())
-                    + task.payload.as_slice().len()
+                    + list.action.as_ref().map_or(0, |action| field(action.len(), true))
+                    + field(1, list.state.is_some())
+                    + field(8, list.since_ms.is_some())
+                    + if list.before.is_some() { TASK_ID_FIELD_BYTES } else { 0 }
+                    + field(4, true)
             }
         }
     }
@@ -115,96 +139,100 @@ impl<'a> Request<'a> {
     /// The message, without its payload: that is appended by itself.
     pub(crate) fn head(&self, id: u64, now: Instant) -> Message<'_> {
         match self {
+            Request::Task(task) => task.head(id, now),
             Request::Status { offset, limit } => {
                 Message::Status(Status { id, offset: *offset, limit: *limit })
             }
-            Request::Task(task) => Message::Task(Task {
+            Request::Fetch { task_id, wait_until } => {
+                // What is left of the time, so that waiting for a connection counts.
+                let wait_ms = wait_until.map_or(0, |until| millis(until.saturating_duration_since(now)));
+                Message::Fetch(Fetch { id, task_id: task_id.to_bytes(), wait_ms, describe: false })
+            }
+            Request::Ask(question, task_id) => {
+                let task_id = task_id.to_bytes();
+                match question {
+                    Question::Describe => Message::Fetch(Fetch { id, task_id, wait_ms: 0, describe: true }),
+                    Question::Cancel => Message::Cancel(Cancel { id, task_id: Some(task_id), recall: false }),
+                    Question::Retry => Message::RetryTask(RetryTask { id, task_id }),
+                    Question::Drop => Message::DropTask(DropTask { id, task_id }),
+                }
+            }
+            Request::List(list) => Message::ListTasks(ListTasks {
                 id,
-                action: &task.action,
-                options: TaskOptions {
-                    priority: task.priority,
-                    // What is left of the time, so that waiting for a connection counts.
-                    deadline_ms: task.deadline_at.map(|at| millis(at.saturating_duration_since(now)).max(1)),
-                    wait_ms: task.wait_limit.map(millis),
-                    key: task.key.as_deref(),
-                    max_attempts: task.max_attempts,
-                    ..TaskOptions::default()
-                },
-                payload: &[],
+                action: list.action.as_deref(),
+                state: list.state,
+                since_ms: list.since_ms,
+                before: list.before.map(TaskId::to_bytes),
+                limit: list.limit,
             }),
         }
     }
 }
 
-impl TaskRequest<'_> {
-    /// Checks every part against the protocol's limits, so that a mistake is told here and costs no connection.
-    pub(crate) fn check(&self) -> Result<(), ClientError> {
-        let wrong = |what, why: String| Err(ClientError::Invalid { what, why });
-        if self.action.is_empty() {
-            return wrong("the action", "is empty; name what the task asks for, such as \"upper\"".into());
-        }
-        let bytes = self.action.len();
-        if bytes > limits::MAX_ACTION_BYTES {
-            return wrong("the action", format!("is {bytes} bytes long, over {}", limits::MAX_ACTION_BYTES));
-        }
-        if let Some(priority) = self.priority.filter(|priority| *priority > limits::MAX_PRIORITY) {
-            return wrong("the priority", format!("is {priority}, over {}", limits::MAX_PRIORITY));
-        }
-        if self.max_attempts == Some(0) {
-            return wrong("the number of attempts", "is 0; at least one is needed".into());
-        }
-        if let Some(key) = &self.key
-            && !(1..=limits::MAX_KEY_BYTES).contains(&key.len())
-        {
-            return wrong(
-                "the key",
-                format!("is {} bytes long, not 1 to {}", key.len(), limits::MAX_KEY_BYTES),
-            );
-        }
-        for (what, time) in [("the deadline", self.deadline), ("the wait limit", self.wait_limit)] {
-            if time.is_some_and(|time| time > limits::MAX_TIME) {
-                let days = limits::MAX_TIME.as_secs() / (24 * 3600);
-                return wrong(what, format!("is over {days} days"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use bytes::BytesMut;
 
     use super::*;
+    use crate::task_request::KeptOptions;
 
     #[test]
     fn the_reckoned_frame_size_is_the_encoded_one() {
-        let second = Duration::from_secs(1);
-        let full = Request::Task(TaskRequest {
-            action: "upper".into(),
+        let (second, now) = (Duration::from_secs(1), Instant::now());
+        let task_id = TaskId::from_bytes([7; 16]);
+        let mut full = TaskRequest {
             payload: Payload::Slice(b"hola"),
             priority: Some(9),
             deadline: Some(second),
-            deadline_at: Some(Instant::now() + second),
             wait_limit: Some(second),
             key: Some(Cow::Borrowed(b"key")),
             max_attempts: Some(2),
             safe_to_repeat: true,
-        });
-        let mut bare = full.clone();
-        if let Request::Task(task) = &mut bare {
-            (task.priority, task.deadline, task.deadline_at) = (None, None, None);
-            (task.wait_limit, task.key, task.max_attempts) = (None, None, None);
-        }
-        for request in [full, bare, Request::Status { offset: 1, limit: 2 }] {
+            ..TaskRequest::new("upper")
+        };
+        let mut kept = TaskRequest {
+            keep: Keep::Background,
+            kept_options: Some(Box::new(KeptOptions {
+                delay: Some(second),
+                delay_until: None,
+                start_at: Some(SystemTime::now()),
+                backoff: Some(second),
+                max_backoff: Some(second),
+                idempotency_key: Some(Cow::Borrowed(b"once")),
+                idempotency_window: Some(second),
+            })),
+            ..TaskRequest::new("upper")
+        };
+        full.start_clocks(now);
+        kept.start_clocks(now);
+        let list = ListRequest { action: None, state: None, since_ms: None, before: None, limit: 1 };
+        let requests = [
+            Request::Task(full),
+            Request::Task(kept),
+            Request::Task(TaskRequest::new("upper")),
+            Request::Status { offset: 1, limit: 2 },
+            Request::Fetch { task_id, wait_until: Some(now + second) },
+            Request::Fetch { task_id, wait_until: None },
+            Request::Ask(Question::Describe, task_id),
+            Request::Ask(Question::Cancel, task_id),
+            Request::Ask(Question::Retry, task_id),
+            Request::Ask(Question::Drop, task_id),
+            Request::List(list.clone()),
+            Request::List(ListRequest {
+                action: Some("upper".into()),
+                state: Some(TaskState::Dead),
+                since_ms: Some(1),
+                before: Some(task_id),
+                ..list
+            }),
+        ];
+        for request in requests {
             let mut wire = BytesMut::new();
             let payload = request.payload().map_or(&[][..], Payload::as_slice);
-            request.head(1, Instant::now()).encode_head(&mut wire, payload.len());
-            assert_eq!(wire.len() + payload.len(), request.frame_bytes());
+            request.head(1, now).encode_head(&mut wire, payload.len());
+            assert_eq!(wire.len() + payload.len(), request.frame_bytes(), "{request:?}");
         }
     }
 }

@@ -5,11 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use reparto_protocol::ErrorCode;
 
+use crate::completer::{Completer, Finished, deliver};
 use crate::config::Config;
 use crate::connect;
 use crate::error::ClientError;
 use crate::request::Request;
-use crate::state::{Completer, Finished, State, deliver};
+use crate::state::State;
 use crate::sync::{locked, wait_on};
 
 /// What to do when there is no room for another request.
@@ -60,9 +61,11 @@ impl Shared {
     ) -> Result<u64, ClientError> {
         let mut finished = Finished::new();
         let mut state = self.wait_for_room(&request, when_full)?;
-        let id = state.enter(request, completer);
+        let id = state.enter(request, completer, &mut finished);
         if !state.is_connected() {
             self.look_for_balancer(&mut state, &mut finished);
+        }
+        if !finished.is_empty() || !state.is_connected() {
             drop(state);
             deliver(finished);
             return Ok(id);

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use reparto_protocol::{Cancel, ErrorCode, Message, Pong};
 
-use crate::completion::{Completion, QueueInner};
+use crate::answer::{Answer, Expected, Replied};
+use crate::cell::{Mailbox, Note};
+use crate::completer::{Completer, Finished};
 use crate::connection::WrittenClock;
-use crate::error::{ConnectError, TaskFailure, TaskOutcome};
-use crate::handle::{ProgressReport, TaskCell};
+use crate::error::{ConnectError, TaskFailure};
+use crate::handle::ProgressReport;
 use crate::output::{Batch, Output};
 use crate::request::Request;
 use crate::slab::Slab;
@@ -37,43 +39,6 @@ const INLINE_WRITE_BYTES: usize = 16 * 1024;
 /// A connection that lived shorter than this counts as a failed attempt, so that the next one waits a little.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// Where an outcome goes.
-pub(crate) enum Completer {
-    Cell(Arc<TaskCell>),
-    Queue(Arc<QueueInner>, u64),
-    Callback(Box<dyn FnOnce(TaskOutcome) + Send>),
-}
-
-/// Outcomes found under the lock, to be handed over after it.
-pub(crate) type Finished = Vec<(Completer, TaskOutcome)>;
-
-/// Hands outcomes over, those of one queue that stand together in one go. Call it without the lock.
-pub(crate) fn deliver(finished: Finished) {
-    let mut batch: Vec<Completion> = Vec::new();
-    let mut batch_queue: Option<Arc<QueueInner>> = None;
-    for (completer, outcome) in finished {
-        match completer {
-            Completer::Cell(cell) => cell.finish(outcome),
-            Completer::Callback(callback) => {
-                let call = std::panic::AssertUnwindSafe(|| callback(outcome));
-                if std::panic::catch_unwind(call).is_err() {
-                    log::error!("a completion callback panicked; its task's outcome is lost");
-                }
-            }
-            Completer::Queue(queue, tag) => {
-                if let Some(other) = batch_queue.take_if(|other| !Arc::ptr_eq(other, &queue)) {
-                    other.push_all(&mut batch);
-                }
-                batch.push(Completion { tag, outcome });
-                batch_queue.get_or_insert(queue);
-            }
-        }
-    }
-    if let Some(queue) = batch_queue {
-        queue.push_all(&mut batch);
-    }
-}
-
 /// A request in flight.
 struct Entry {
     completer: Completer,
@@ -82,8 +47,7 @@ struct Entry {
     /// The request itself, while it may have to be sent yet or again.
     kept: Option<Box<Kept>>,
     cancelled: bool,
-    /// It is answered by STATUS_REPORT, not by RESULT.
-    is_question: bool,
+    expected: Expected,
 }
 
 struct Kept {
@@ -111,12 +75,14 @@ pub(crate) struct Link {
     /// Bytes of CANCEL, PING and PONG put in since the writer last took the output.
     pub(crate) control_bytes: usize,
     address_index: usize,
+    /// The balancer keeps tasks.
+    has_store: bool,
     since: Instant,
     written_at_ms: Arc<AtomicU64>,
 }
 
 impl Link {
-    pub(crate) fn new(number: u32, stream: Arc<TcpStream>, address_index: usize) -> Link {
+    pub(crate) fn new(number: u32, stream: Arc<TcpStream>, address_index: usize, has_store: bool) -> Link {
         Link {
             number,
             stream,
@@ -128,6 +94,7 @@ impl Link {
             outstanding: 0,
             control_bytes: 0,
             address_index,
+            has_store,
             since: Instant::now(),
             written_at_ms: Arc::new(AtomicU64::new(0)),
         }
@@ -155,7 +122,7 @@ impl Link {
 
 /// Something that came on a connection.
 pub(crate) enum Arrived {
-    Answer { id: u64, is_report: bool, outcome: TaskOutcome },
+    Answer { id: u64, reply: Replied },
     Progress { id: u64, report: ProgressReport },
     Ping { id: u64 },
     GoAway { message: String },
@@ -165,7 +132,7 @@ pub(crate) enum Arrived {
 #[derive(Default)]
 pub(crate) struct News {
     pub(crate) finished: Finished,
-    pub(crate) progress: Vec<(Arc<TaskCell>, ProgressReport)>,
+    pub(crate) notes: Vec<(Arc<dyn Mailbox>, Note)>,
 }
 
 pub(crate) struct State {
@@ -227,11 +194,21 @@ impl State {
         self.current.as_ref().map_or(self.preferred, |link| link.address_index)
     }
 
-    /// Enters a request, and puts it on the current connection or among those that wait for one.
-    pub(crate) fn enter(&mut self, request: Request<'_>, completer: Completer) -> u64 {
-        let is_question = matches!(request, Request::Status { .. });
-        let entry = Entry { completer, link: NOT_SENT, kept: None, cancelled: false, is_question };
+    /// Enters a request, and puts it on the current connection or among those that wait for one. A request that the
+    /// balancer would not understand ends here.
+    pub(crate) fn enter(
+        &mut self,
+        request: Request<'_>,
+        completer: Completer,
+        finished: &mut Finished,
+    ) -> u64 {
+        let expected = request.expected();
+        let entry = Entry { completer, link: NOT_SENT, kept: None, cancelled: false, expected };
         let id = self.slots.insert(entry);
+        if request.needs_store() && self.current.as_ref().is_some_and(|link| !link.has_store) {
+            self.end(id, Err(no_store()), finished);
+            return id;
+        }
         let (link, must_keep) = match &mut self.current {
             Some(link) => {
                 self.buffered_bytes += link.output.push_request(id, &request, Instant::now());
@@ -283,11 +260,12 @@ impl State {
         stream: Arc<TcpStream>,
         address_index: usize,
         max_frame_bytes: u32,
+        has_store: bool,
         finished: &mut Finished,
     ) -> u32 {
         let number = self.next_link;
         self.next_link = self.next_link.wrapping_add(1).max(NOT_SENT + 1);
-        self.current = Some(Link::new(number, stream, address_index));
+        self.current = Some(Link::new(number, stream, address_index, has_store));
         self.unreachable = None;
         (self.preferred, self.max_frame_bytes) = (address_index, max_frame_bytes as usize);
         self.send_waiting(finished);
@@ -333,16 +311,8 @@ impl State {
     ) -> Result<(), String> {
         for arrived in batch.drain(..) {
             match arrived {
-                Arrived::Answer { id, is_report, outcome } => {
-                    self.answer(number, id, is_report, outcome, &mut news.finished);
-                }
-                Arrived::Progress { id, report } => {
-                    if let Some(Entry { completer: Completer::Cell(cell), link, .. }) = self.slots.get_mut(id)
-                        && *link == number
-                    {
-                        news.progress.push((Arc::clone(cell), report));
-                    }
-                }
+                Arrived::Answer { id, reply } => self.answer(number, id, reply, news),
+                Arrived::Progress { id, report } => self.note(number, id, Note::Progress(report), news),
                 Arrived::Ping { id } => {
                     if !self.push_control(number, &Message::Pong(Pong { id })) {
                         return Err("the balancer asks for PONGs and does not read them".into());
@@ -357,32 +327,38 @@ impl State {
         Ok(())
     }
 
-    fn answer(
-        &mut self,
-        number: u32,
-        id: u64,
-        is_report: bool,
-        outcome: TaskOutcome,
-        finished: &mut Finished,
-    ) {
-        let expected = self
-            .slots
-            .get_mut(id)
-            .filter(|entry| entry.link == number && (outcome.is_err() || entry.is_question == is_report));
-        if expected.is_none() {
+    /// Something that comes before the answer, for whoever has a place for it.
+    fn note(&mut self, number: u32, id: u64, note: Note, news: &mut News) {
+        if let Some(Entry { completer: Completer::Cell(mailbox), link, .. }) = self.slots.get_mut(id)
+            && *link == number
+        {
+            news.notes.push((Arc::clone(mailbox), note));
+        }
+    }
+
+    fn answer(&mut self, number: u32, id: u64, reply: Replied, news: &mut News) {
+        let expected =
+            self.slots.get_mut(id).filter(|entry| entry.link == number).map(|entry| entry.expected);
+        let fits = |expected: Expected| reply.as_ref().map_or(true, |answer| expected.takes(answer));
+        let Some(expected) = expected.filter(|expected| fits(*expected)) else {
             log::warn!("the balancer answered {id}, which was not asked; the answer is dropped");
             return;
+        };
+        if let (Expected::AcceptedThenResult, Ok(Answer::Accepted(accepted))) = (expected, &reply) {
+            self.note(number, id, Note::Accepted(accepted.task_id), news);
+            return;
         }
+        let finished = &mut news.finished;
         if let Some(link) = self.link(number) {
             link.outstanding -= 1;
         }
-        if matches!(&outcome, Err(failure) if failure.code == ErrorCode::ShuttingDown) {
+        if matches!(&reply, Err(failure) if failure.code == ErrorCode::ShuttingDown) {
             self.leave(number, finished);
             if self.put_back(id) {
                 return;
             }
         }
-        self.end(id, outcome, finished);
+        self.end(id, reply, finished);
     }
 
     /// A connection that was told to go away and has nothing left.
@@ -419,10 +395,10 @@ impl State {
     }
 
     /// Takes a request out of the books and says how it ended.
-    fn end(&mut self, id: u64, outcome: TaskOutcome, finished: &mut Finished) {
+    fn end(&mut self, id: u64, reply: Replied, finished: &mut Finished) {
         if let Some(entry) = self.slots.remove(id) {
             self.buffered_bytes -= entry.kept.map_or(0, |kept| kept.bytes);
-            finished.push((entry.completer, outcome));
+            finished.push((entry.completer, reply));
         }
     }
 
@@ -476,6 +452,10 @@ impl State {
             let frame_bytes = kept.request.frame_bytes();
             if kept.request.has_expired(now) {
                 self.end(id, Err(expired_unsent()), finished);
+                continue;
+            }
+            if kept.request.needs_store() && !link.has_store {
+                self.end(id, Err(no_store()), finished);
                 continue;
             }
             if frame_bytes > self.max_frame_bytes {
@@ -547,4 +527,8 @@ impl State {
 
 fn expired_unsent() -> TaskFailure {
     TaskFailure::new(ErrorCode::Expired, "the deadline passed before a balancer could be reached")
+}
+
+fn no_store() -> TaskFailure {
+    TaskFailure::new(ErrorCode::StoreUnavailable, "the balancer has no store, so it keeps no tasks")
 }

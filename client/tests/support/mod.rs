@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use reparto_client::ErrorCode;
 use reparto_protocol::{
-    ErrorMessage, FrameStream, FrameType, Message, OwnedFrame, Progress, TaskDone, Welcome, limits,
+    Accepted, ErrorMessage, FrameStream, FrameType, Message, OwnedFrame, Progress, TaskDone, TaskStanding,
+    TaskState, Welcome, limits,
 };
 
 /// Long enough for any machine; reached only by a test that fails.
@@ -99,12 +100,21 @@ impl Peer {
         self.welcome_with(limits::DEFAULT_MAX_FRAME_BYTES, 5_000, 15_000);
     }
 
+    /// As a balancer with a store.
+    pub(crate) fn welcome_with_store(&mut self) {
+        self.greet(limits::FEATURE_BACKGROUND, limits::DEFAULT_MAX_FRAME_BYTES, 5_000, 15_000);
+    }
+
     pub(crate) fn welcome_with(&mut self, max_frame_bytes: u32, heartbeat_ms: u32, silence_ms: u32) {
+        self.greet(0, max_frame_bytes, heartbeat_ms, silence_ms);
+    }
+
+    fn greet(&mut self, features: u64, max_frame_bytes: u32, heartbeat_ms: u32, silence_ms: u32) {
         let hello = self.next().expect("a client says HELLO");
         assert!(matches!(Message::decode(&hello.as_frame()).unwrap(), Message::Hello(_)));
         self.send(Message::Welcome(Welcome {
             version: limits::VERSION,
-            features: 0,
+            features,
             max_frame_bytes,
             heartbeat_ms,
             silence_ms,
@@ -118,6 +128,24 @@ impl Peer {
 
     pub(crate) fn error(&mut self, id: u64, code: ErrorCode, message: &str) {
         self.send(Message::Error(ErrorMessage { id, code, message, payload: b"" }));
+    }
+
+    pub(crate) fn accepted(&mut self, id: u64, task_id: [u8; 16], duplicate: bool) {
+        self.send(Message::Accepted(Accepted { id, task_id, duplicate }));
+    }
+
+    /// Where a task stands, with what describes it.
+    pub(crate) fn standing(&mut self, id: u64, task_id: [u8; 16], state: TaskState, payload: &[u8]) {
+        self.send(Message::TaskState(TaskStanding {
+            id,
+            task_id,
+            state,
+            attempts: 1,
+            created_at_ms: 1_790_000_000_000,
+            due_at_ms: None,
+            ended_at_ms: state.is_ended().then_some(1_790_000_001_000),
+            payload,
+        }));
     }
 
     pub(crate) fn progress(&mut self, id: u64, done: u64, total: u64) {
