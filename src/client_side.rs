@@ -1,10 +1,11 @@
-//! What `submit`, `repl` and `status` share: the balancer's addresses, connecting, and saying what failed.
+//! What the commands of a client share: the balancer's addresses, connecting, results on standard output, and saying
+//! what failed.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use reparto_client::{Client, ClientError, ConnectError, ConnectFailure};
+use reparto_client::{Client, ClientError, ConnectError, ConnectFailure, ErrorCode, TaskFailure};
 
 /// Everything succeeded.
 pub(crate) const EXIT_OK: u8 = 0;
@@ -14,6 +15,13 @@ pub(crate) const EXIT_FAILED: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// No balancer could be reached.
 pub(crate) const EXIT_NO_BALANCER: u8 = 3;
+/// The task has not ended yet.
+pub(crate) const EXIT_NOT_ENDED: u8 = 4;
+/// No task is known by that id.
+pub(crate) const EXIT_UNKNOWN_TASK: u8 = 5;
+
+/// A balancer that is lost on the way is looked for this long.
+pub(crate) const RECONNECT_FOR: Duration = Duration::from_secs(30);
 
 /// Which balancer to talk to.
 #[derive(clap::Args, Debug)]
@@ -70,6 +78,61 @@ pub(crate) fn no_balancer(error: &ConnectError) -> String {
         "is that address the balancer's one for clients?"
     };
     format!("{error}; {hint}")
+}
+
+/// Says why the balancer did not do what it was asked, and gives the exit code that fits. `about` begins the sentence
+/// if it is not empty.
+pub(crate) fn refused(client: &Client, about: &str, failure: &TaskFailure) -> ExitCode {
+    if let Some(error) = client.unreachable().filter(|_| failure.code == ErrorCode::ConnectionLost) {
+        complain(&no_balancer(&error));
+        return ExitCode::from(EXIT_NO_BALANCER);
+    }
+    let about = if about.is_empty() { String::new() } else { format!("{about}: ") };
+    complain(&format!("{about}{failure}{}", hint(client, failure.code)));
+    ExitCode::from(if failure.code == ErrorCode::NotFound { EXIT_UNKNOWN_TASK } else { EXIT_FAILED })
+}
+
+/// What to try where a balancer keeps no tasks.
+pub(crate) const NO_STORE_HINT: &str =
+    "; it was started with --no-data: background tasks need one with --data DIR";
+
+/// The balancer that is connected keeps no tasks.
+pub(crate) fn no_store(client: &Client) -> bool {
+    client.is_connected() && !client.has_store()
+}
+
+/// What to try, where the failure alone does not say it.
+fn hint(client: &Client, code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::StoreUnavailable if no_store(client) => NO_STORE_HINT,
+        ErrorCode::NotFound => {
+            "; a result is removed after the balancer's --keep-results, or by `reparto dead drop`"
+        }
+        _ => "",
+    }
+}
+
+/// Prints a result alone, exactly as the worker gave it.
+pub(crate) fn print_alone(result: &[u8]) -> ExitCode {
+    let mut output = io::stdout().lock();
+    let mut written = output.write_all(result);
+    // On a terminal the prompt should not stand behind the result; everywhere else every byte counts.
+    if output.is_terminal() && !result.ends_with(b"\n") {
+        written = written.and_then(|()| output.write_all(b"\n"));
+    }
+    conclude_output(written.and_then(|()| output.flush()))
+}
+
+/// The exit code after everything was written. That nobody reads any more is no failure.
+pub(crate) fn conclude_output(written: io::Result<()>) -> ExitCode {
+    match written {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(EXIT_OK),
+        Err(error) => {
+            complain(&format!("cannot write to standard output: {error}"));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
 }
 
 /// Says on standard error what went wrong. Nobody may be reading there, which is no reason to fail.

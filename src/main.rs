@@ -6,13 +6,18 @@ use clap::{Parser, Subcommand};
 
 mod balancer;
 mod bench;
+mod cancel;
 mod client_side;
+mod dead;
 mod demo;
+mod get;
 mod load;
 mod parse;
 mod repl;
 mod status;
 mod submit;
+mod table;
+mod tasks;
 mod worker;
 
 /// A task load balancer: clients hand in tasks, workers run them, nothing is lost on the way.
@@ -28,6 +33,10 @@ enum Command {
     Balancer(balancer::Args),
     Worker(worker::Args),
     Submit(submit::Args),
+    Get(get::Args),
+    Cancel(cancel::Args),
+    Tasks(tasks::Args),
+    Dead(dead::Args),
     Repl(repl::Args),
     Status(status::Args),
     Demo(demo::Args),
@@ -42,10 +51,26 @@ fn main() -> ExitCode {
         Command::Balancer(args) => balancer::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Submit(args) => submit::run(args),
+        Command::Get(args) => get::run(args),
+        Command::Cancel(args) => cancel::run(&args),
+        Command::Tasks(args) => tasks::run(&args),
+        Command::Dead(args) => dead::run(args),
         Command::Repl(args) => repl::run(args),
         Command::Status(args) => status::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Load(args) => load::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_of_every_command_fit_together() {
+        Cli::command().debug_assert();
     }
 }

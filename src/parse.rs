@@ -1,6 +1,11 @@
-//! Durations and sizes as people write them, `500ms` or `16MiB`, for flags, variables and configuration files.
+//! Durations, sizes and moments as people write them, `500ms`, `16MiB` or `2026-11-20T18:00`, for flags, variables and
+//! configuration files.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 
 /// Units of time and how many seconds they have.
 const TIME_UNITS: [(&str, f64); 6] =
@@ -62,6 +67,41 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     value.checked_mul(*bytes).ok_or_else(|| format!("'{text}' is more than can be counted"))
 }
 
+/// Reads a moment: a date, or a date and a time, here or with `Z` or another offset from UTC.
+///
+/// # Errors
+/// A sentence that says what a right one looks like.
+pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
+    let text = text.trim();
+    if let Ok(moment) = text.parse::<Timestamp>() {
+        return Ok(moment.into());
+    }
+    let here = |moment: DateTime| moment.to_zoned(TimeZone::system()).map(|moment| moment.timestamp().into());
+    text.parse::<DateTime>().and_then(here).map_err(|_| {
+        format!("'{text}' is not a moment; write one such as 2026-11-20T18:00 (here) or 2026-11-20T18:00:00Z")
+    })
+}
+
+/// Reads a moment in the past: as one, or as a time ago.
+///
+/// # Errors
+/// A sentence that says what a right one looks like.
+pub(crate) fn since(text: &str) -> Result<SystemTime, String> {
+    match duration(text) {
+        Ok(ago) => Ok(SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)),
+        Err(_) => moment(text).map_err(|error| format!("{error}, or a time ago, such as 90m")),
+    }
+}
+
+/// A moment in milliseconds since 1970, UTC, as people read it here.
+pub(crate) fn shown_moment(ms: u64) -> String {
+    let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    moment.map_or_else(
+        || format!("{ms} ms"),
+        |moment| moment.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+    )
+}
+
 /// Reads an address: a name or number, a colon, a port. Whether there is such a host is found out when it is called.
 pub(crate) fn address(text: &str) -> Result<String, String> {
     let text = text.trim();
@@ -93,6 +133,34 @@ mod tests {
         assert!(duration("-1s").is_err());
         assert!(duration("1.2.3s").is_err());
         assert!(duration("99999999999999999999999d").is_err_and(|e| e.contains("too long")));
+    }
+
+    #[test]
+    fn a_moment_is_read_with_an_offset_or_as_it_is_here() {
+        let second = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(moment("1970-01-01T00:01:00Z"), Ok(second(60)));
+        assert_eq!(moment("1970-01-01 02:00:05+02:00"), Ok(second(5)));
+        for here in ["2026-11-20T18:00", "2026-11-20 18:00:00", "2026-11-20"] {
+            let ms = moment(here).unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+            assert!(shown_moment(ms as u64).starts_with("2026-11-20 "), "{here}");
+        }
+        for wrong in ["", "soon", "2026-13-01", "18:00"] {
+            assert!(moment(wrong).is_err_and(|e| e.contains("2026-11-20T18:00:00Z")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn since_takes_a_time_ago_as_well() {
+        let two_hours = Duration::from_secs(7200);
+        let (before, read, after) = (SystemTime::now(), since("2h").unwrap(), SystemTime::now());
+        assert!((before..=after).contains(&(read + two_hours)));
+        assert_eq!(since("1970-01-01T00:00:05Z"), moment("1970-01-01T00:00:05Z"));
+        assert!(since("soon").is_err_and(|e| e.contains("90m")));
+    }
+
+    #[test]
+    fn a_moment_past_the_calendar_is_shown_as_a_number() {
+        assert_eq!(shown_moment(u64::MAX), format!("{} ms", u64::MAX));
     }
 
     #[test]

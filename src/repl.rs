@@ -14,6 +14,7 @@ use rustyline::{Config, DefaultEditor};
 use crate::client_side::{BalancerArgs, EXIT_FAILED, EXIT_OK, complain, no_balancer, printable};
 use crate::status;
 use crate::submit::line_reader::{Line, LineReader};
+use crate::table::Look;
 
 /// A balancer that is lost is looked for this long when a task is typed.
 const RECONNECT_FOR: Duration = Duration::from_secs(10);
@@ -200,7 +201,7 @@ impl Session {
             Input::Help => io::stdout().write_all(HELP.as_bytes())?,
             Input::Status => match self.client.status() {
                 Ok(report) => {
-                    let text = status::text(&report, &self.client.balancer(), status::Look::of_stdout());
+                    let text = status::text(&report, &self.client.balancer(), Look::of_stdout());
                     io::stdout().write_all(text.as_bytes())?;
                 }
                 Err(error) => self.fail(&error.to_string()),

@@ -11,6 +11,7 @@ use reparto_client::{ActionStatus, Client, ErrorCode, Status, WorkerStatus};
 use crate::client_side::{
     BalancerArgs, EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, complain, no_balancer, printable, with_hint,
 };
+use crate::table::{BOLD, Look, cut, one_line, table};
 
 /// While watching, a balancer that is lost is looked for this long.
 const RECONNECT_FOR: Duration = Duration::from_secs(30);
@@ -78,7 +79,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 }
             }
         } else {
-            let look = Look { most_rows: if redraw { WATCHED_ROWS } else { usize::MAX }, ..look };
+            let look = if redraw { look.with_rows(WATCHED_ROWS) } else { look };
             let text = text(&report, &client.balancer(), look);
             // Home, the new picture, and away with what was below the old one.
             if redraw { format!("\x1b[2J\x1b[H{text}") } else { text }
@@ -113,30 +114,6 @@ fn failed(client: &Client, error: &reparto_client::ClientError) -> ExitCode {
     complain(&format!("no status from the balancer at {}: {}", client.balancer(), with_hint(error)));
     ExitCode::from(EXIT_FAILED)
 }
-
-/// How a report is drawn.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
-    colours: bool,
-    /// Rows of each table at most.
-    most_rows: usize,
-}
-
-impl Look {
-    /// What suits standard output.
-    pub(crate) fn of_stdout() -> Look {
-        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Look { colours: wanted && !dumb && io::stdout().is_terminal(), most_rows: usize::MAX }
-    }
-
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
-
-const BOLD: &str = "1";
-const YELLOW: &str = "33";
 
 /// Draws a report as text.
 pub(crate) fn text(report: &Status, address: &str, look: Look) -> String {
@@ -219,18 +196,6 @@ fn action_row(action: &ActionStatus) -> Vec<String> {
     ]
 }
 
-/// Names are chosen by peers, and must not break the table.
-fn one_line(text: &str) -> String {
-    printable(text).replace(['\n', '\t'], " ")
-}
-
-fn cut(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_owned();
-    }
-    text.chars().take(most - 1).chain(['…']).collect()
-}
-
 fn mean_time(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
@@ -240,44 +205,11 @@ fn mean_time(ns: u64) -> String {
     }
 }
 
-/// Draws a table; the columns in `left` stand at their left, the others at their right.
-fn table(text: &mut String, look: Look, heads: &[&str], left: &[usize], rows: Vec<Vec<String>>, all: usize) {
-    let width_of = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([heads[column].len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..heads.len()).map(width_of).collect();
-    let line = |cells: &[String]| {
-        let mut line = String::new();
-        for (column, (cell, width)) in cells.iter().zip(&widths).enumerate() {
-            let gap = if column == 0 { "" } else { "  " };
-            if left.contains(&column) {
-                let _ = write!(line, "{gap}{cell:<width$}");
-            } else {
-                let _ = write!(line, "{gap}{cell:>width$}");
-            }
-        }
-        line.trim_end().to_owned()
-    };
-    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
-    text.push_str(&look.paint(BOLD, &line(&heads)));
-    text.push('\n');
-    for row in &rows {
-        let drawn = line(row);
-        let draining = row.iter().any(|cell| cell == "draining");
-        text.push_str(&if draining { look.paint(YELLOW, &drawn) } else { drawn });
-        text.push('\n');
-    }
-    if all > rows.len() {
-        let _ = writeln!(text, "and {} more", HumanCount((all - rows.len()) as u64));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PLAIN: Look = Look { colours: false, most_rows: usize::MAX };
+    const PLAIN: Look = Look::PLAIN;
 
     fn report() -> Status {
         let worker = |id: &str, in_flight, draining| WorkerStatus {
@@ -323,7 +255,7 @@ mod tests {
 
     #[test]
     fn rows_over_the_bound_are_counted() {
-        let text = text(&report(), "x", Look { most_rows: 1, ..PLAIN });
+        let text = text(&report(), "x", PLAIN.with_rows(1));
         assert!(text.contains("and 2 more\n"), "{text}");
     }
 

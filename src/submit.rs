@@ -1,23 +1,26 @@
 //! `reparto submit`: one task from the command line, or a task for every line of a file.
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use reparto_client::{Client, ErrorCode, TaskBuilder};
+use bytes::Bytes;
+use reparto_client::{Accepted, Client, TaskBuilder};
 use reparto_protocol::limits;
 
-use crate::client_side::{BalancerArgs, EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, complain, no_balancer};
+use crate::client_side::{
+    BalancerArgs, EXIT_FAILED, EXIT_USAGE, RECONNECT_FOR, complain, conclude_output, print_alone, refused,
+};
 use crate::parse;
 
+mod background;
 pub(crate) mod line_reader;
 mod results;
 mod stream;
 
-/// A balancer that is lost on the way is looked for this long.
-const RECONNECT_FOR: Duration = Duration::from_secs(30);
+use background::BackgroundArgs;
 
 /// Tasks of `--lines` in flight or waiting to be printed at most, unless asked for otherwise.
 const DEFAULT_WINDOW: u32 = 4_096;
@@ -28,6 +31,9 @@ const DEFAULT_WINDOW: u32 = 4_096;
 /// streams through in constant memory: results come in the order of the lines and end with a line break,
 /// failures are told on standard error with their line's number. Ctrl-C leaves, and the balancer cancels what is
 /// in flight.
+///
+/// With --background the task is handed over for good: once it is durable its id is printed, alone, and it runs
+/// whatever becomes of this command and the balancer. `reparto get ID` gives the result.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -37,8 +43,15 @@ Examples:
                                                     a task a file; with a worker started as
                                                     reparto worker --exec count='xargs wc -l'
   reparto submit sum --lines sums.txt --json        one JSON object a line
+  id=$(reparto submit --background fib 90)          hand it over; `reparto get $id --wait 30s` prints the result
+  reparto submit --background --delay 10m --attempts 5 --backoff 2s --idempotency-key report-7 report 7
+                                                    once, in ten minutes, with pauses of 1 to 2 s, 2 to 4 s, ...
+                                                    between attempts
+  reparto submit --background upper --lines names.txt > ids.txt
+                                                    an id a line, in the order of the lines
 
-Exit code: 0 every task succeeded, 1 some failed, 2 wrong usage, 3 no balancer could be reached.")]
+Exit code: 0 every task succeeded (with --background: was accepted), 1 some failed, 2 wrong usage, 3 no balancer
+could be reached.")]
 pub(crate) struct Args {
     #[command(flatten)]
     balancer: BalancerArgs,
@@ -59,8 +72,8 @@ pub(crate) struct Args {
     #[arg(long, requires = "lines", conflicts_with = "payload")]
     as_completed: bool,
 
-    /// Print one JSON object a line: `line`, `status` (`done` or `error`), `result` (`result_base64` when it is
-    /// not UTF-8), or `error` and `code`.
+    /// Print one JSON object a line: `line`, `status` (`done`, `accepted` or `error`), `result` (`result_base64`
+    /// when it is not UTF-8) or `task_id`, or `error` and `code`.
     #[arg(long, requires = "lines", conflicts_with = "payload")]
     json: bool,
 
@@ -92,6 +105,9 @@ pub(crate) struct Args {
     /// The tasks may run more than once: when the balancer is lost, send them again instead of failing them.
     #[arg(long)]
     repeat_safe: bool,
+
+    #[command(flatten)]
+    background: BackgroundArgs,
 }
 
 /// An action's name or a key.
@@ -130,17 +146,19 @@ impl Args {
         if let Some(attempts) = self.attempts {
             task = task.max_attempts(attempts);
         }
-        task
+        self.background.apply(task)
     }
 }
 
 /// Runs it.
 pub(crate) fn run(args: Args) -> ExitCode {
-    match &args.lines {
-        Some(path) => {
-            let path = path.clone();
-            stream::run(args, &path)
-        }
+    if let Err(sentence) = args.background.check(args.lines.is_some()) {
+        complain(&sentence);
+        return ExitCode::from(EXIT_USAGE);
+    }
+    match args.lines.clone() {
+        Some(path) if args.background.is_wanted() => stream::run::<Accepted>(args, &path),
+        Some(path) => stream::run::<Bytes>(args, &path),
         None => one(&args),
     }
 }
@@ -157,20 +175,15 @@ fn one(args: &Args) -> ExitCode {
             Err(sentence) => return failed(&sentence),
         },
     };
-    let handle = match args.task(&client).payload(payload).submit() {
-        Ok(handle) => handle,
-        Err(error) => return failed(&error.to_string()),
+    let task = args.task(&client).payload(payload);
+    let ended = if args.background.is_wanted() {
+        let accepted = task.submit_background().and_then(|reply| Ok(reply.wait()?));
+        accepted.map(|accepted| conclude_output(writeln!(io::stdout().lock(), "{}", accepted.task_id)))
+    } else {
+        let result = task.submit().and_then(|handle| Ok(handle.wait()?));
+        result.map(|result| print_alone(&result))
     };
-    match handle.wait() {
-        Ok(result) => print_alone(&result),
-        Err(failure) => {
-            if let Some(error) = client.unreachable().filter(|_| failure.code == ErrorCode::ConnectionLost) {
-                complain(&no_balancer(&error));
-                return ExitCode::from(EXIT_NO_BALANCER);
-            }
-            failed(&failure.to_string())
-        }
-    }
+    ended.unwrap_or_else(|error| refused(&client, "", &error.into_failure()))
 }
 
 fn failed(sentence: &str) -> ExitCode {
@@ -197,18 +210,4 @@ fn payload_from_input(most: usize) -> Result<Vec<u8>, String> {
         ));
     }
     Ok(payload)
-}
-
-fn print_alone(result: &[u8]) -> ExitCode {
-    let mut output = io::stdout().lock();
-    let mut written = output.write_all(result);
-    // On a terminal the prompt should not stand behind the result; everywhere else every byte counts.
-    if output.is_terminal() && !result.ends_with(b"\n") {
-        written = written.and_then(|()| output.write_all(b"\n"));
-    }
-    match written.and_then(|()| output.flush()) {
-        Ok(()) => ExitCode::from(EXIT_OK),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(EXIT_OK),
-        Err(error) => failed(&format!("cannot write the result to standard output: {error}")),
-    }
 }

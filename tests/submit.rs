@@ -115,8 +115,17 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
 fn without_a_balancer_the_exit_code_is_3_and_the_sentence_names_the_address_and_what_to_try() {
     // Nobody serves port 1 of this machine.
     let nobody = "127.0.0.1:1";
-    let cases: [&[&str]; 4] =
-        [&["submit", "echo", "x"], &["submit", "echo", "--lines", "-"], &["status"], &["repl"]];
+    let id = "0198f2a4-1c5e-7c3a-b0d1-e2f3a4b5c6d7";
+    let cases: [&[&str]; 8] = [
+        &["submit", "echo", "x"],
+        &["submit", "echo", "--lines", "-"],
+        &["status"],
+        &["repl"],
+        &["get", id],
+        &["cancel", id],
+        &["tasks"],
+        &["dead", "list"],
+    ];
     for arguments in cases {
         let sentence = run(arguments.iter().chain(&["--balancer", nobody])).failure(3);
         assert!(
@@ -231,12 +240,14 @@ fn interrupting_submit_cancels_its_task_with_everything_the_command_started() {
 
 #[test]
 fn every_subcommand_explains_itself_with_an_example() {
-    for subcommand in ["balancer", "worker", "submit", "repl", "status", "demo"] {
+    let subcommands =
+        ["balancer", "worker", "submit", "get", "cancel", "tasks", "dead", "repl", "status", "demo"];
+    for subcommand in subcommands {
         let help = Process::start(reparto([subcommand, "--help"])).end().success_text();
         assert!(help.contains("Example") && help.contains(&format!("reparto {subcommand}")), "{help}");
     }
     let help = run(["--help"]).success_text();
-    for subcommand in ["balancer", "worker", "submit", "repl", "status", "demo"] {
+    for subcommand in subcommands {
         assert!(help.contains(subcommand), "{help}");
     }
 }

@@ -129,6 +129,12 @@ impl Client {
         locked(&self.owner.shared.state).is_connected()
     }
 
+    /// The balancer that is connected at this moment has a store, and so takes background tasks. `false` without a
+    /// connection.
+    pub fn has_store(&self) -> bool {
+        locked(&self.owner.shared.state).has_store()
+    }
+
     /// Why the latest search for a lost balancer was given up; `None` while it is connected, or is searched for.
     /// A caller with many tasks yet to submit learns from it that each of them would wait in vain.
     pub fn unreachable(&self) -> Option<ConnectError> {

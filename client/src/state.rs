@@ -189,6 +189,10 @@ impl State {
         self.current.is_some()
     }
 
+    pub(crate) fn has_store(&self) -> bool {
+        self.current.as_ref().is_some_and(|link| link.has_store)
+    }
+
     /// The address that is connected, or is tried first.
     pub(crate) fn address_index(&self) -> usize {
         self.current.as_ref().map_or(self.preferred, |link| link.address_index)

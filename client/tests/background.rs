@@ -45,6 +45,7 @@ fn a_background_task_is_accepted_with_its_id_and_the_handle_can_be_awaited_more_
         peer.accepted(task.id, ID, task.payload == b"again");
     });
     let client = connect(&balancer);
+    assert!(client.has_store());
     let reply = client.task("upper").payload("hola").submit_background().unwrap();
     let accepted = Accepted { task_id: TaskId::from_bytes(ID), duplicate: false };
     assert_eq!(reply.wait(), Ok(accepted));
@@ -333,6 +334,7 @@ fn a_balancer_without_a_store_is_not_sent_what_it_may_not_understand() {
         }
     });
     let client = connect(&balancer);
+    assert!(client.is_connected() && !client.has_store());
     let codes = [
         client.task("x").submit_background().unwrap().wait().unwrap_err().code,
         client.task("x").recorded(true).submit().unwrap().wait().unwrap_err().code,

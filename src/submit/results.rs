@@ -5,7 +5,8 @@ use std::io::{self, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reparto_client::{TaskFailure, TaskOutcome};
+use bytes::Bytes;
+use reparto_client::{Accepted, Client, ClientError, CompletionQueue, TaskBuilder, TaskFailure, TaskId};
 
 use crate::client_side::printable;
 
@@ -41,8 +42,9 @@ impl<T> Reorder<T> {
     }
 }
 
+/// A line's record in JSON.
 #[derive(serde::Serialize)]
-struct Record<'a> {
+pub(super) struct Record<'a> {
     line: u64,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,20 +52,92 @@ struct Record<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     result_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    task_id: Option<TaskId>,
+    /// Its idempotency key stood for this task already.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'static str>,
 }
 
-/// Writes an outcome as a JSON object on a line of its own.
-pub(super) fn write_json(output: &mut impl Write, line: u64, outcome: &TaskOutcome) -> io::Result<()> {
-    let mut record =
-        Record { line, status: "done", result: None, result_base64: None, error: None, code: None };
-    match outcome {
-        Ok(result) => match std::str::from_utf8(result) {
+/// What a line is to give: its task's result, or the id under which the task was accepted.
+pub(super) trait LineOutcome: Sized + Send + 'static {
+    /// A queue that gives such outcomes back.
+    fn queue(client: &Client, capacity: usize) -> CompletionQueue<Self>;
+
+    /// Submits a line's task, or says why it cannot be.
+    fn submit(queue: &CompletionQueue<Self>, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError>;
+
+    /// Writes it as text, with a line break at its end.
+    fn write_text(&self, output: &mut impl Write) -> io::Result<()>;
+
+    /// Enters it in its line's record.
+    fn enter<'a>(&'a self, record: &mut Record<'a>);
+}
+
+impl LineOutcome for Bytes {
+    fn queue(client: &Client, capacity: usize) -> CompletionQueue {
+        client.completion_queue(capacity)
+    }
+
+    fn submit(queue: &CompletionQueue, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError> {
+        queue.submit(tag, task)
+    }
+
+    /// As it is, and a line break unless it ends with one.
+    fn write_text(&self, output: &mut impl Write) -> io::Result<()> {
+        output.write_all(self)?;
+        if self.ends_with(b"\n") { Ok(()) } else { output.write_all(b"\n") }
+    }
+
+    fn enter<'a>(&'a self, record: &mut Record<'a>) {
+        match std::str::from_utf8(self) {
             Ok(text) => record.result = Some(text),
-            Err(_) => record.result_base64 = Some(STANDARD.encode(result)),
-        },
+            Err(_) => record.result_base64 = Some(STANDARD.encode(self)),
+        }
+    }
+}
+
+impl LineOutcome for Accepted {
+    fn queue(client: &Client, capacity: usize) -> CompletionQueue<Accepted> {
+        client.accepted_queue(capacity)
+    }
+
+    fn submit(queue: &CompletionQueue<Accepted>, tag: u64, task: TaskBuilder<'_>) -> Result<(), ClientError> {
+        queue.submit(tag, task)
+    }
+
+    fn write_text(&self, output: &mut impl Write) -> io::Result<()> {
+        writeln!(output, "{}", self.task_id)
+    }
+
+    fn enter<'a>(&'a self, record: &mut Record<'a>) {
+        record.status = "accepted";
+        record.task_id = Some(self.task_id);
+        record.duplicate = self.duplicate;
+    }
+}
+
+/// Writes an outcome as a JSON object on a line of its own.
+pub(super) fn write_json<T: LineOutcome>(
+    output: &mut impl Write,
+    line: u64,
+    outcome: &Result<T, TaskFailure>,
+) -> io::Result<()> {
+    let mut record = Record {
+        line,
+        status: "done",
+        result: None,
+        result_base64: None,
+        task_id: None,
+        duplicate: false,
+        error: None,
+        code: None,
+    };
+    match outcome {
+        Ok(given) => given.enter(&mut record),
         Err(failure) => {
             record.status = "error";
             record.error = Some(&failure.message);
@@ -74,12 +148,6 @@ pub(super) fn write_json(output: &mut impl Write, line: u64, outcome: &TaskOutco
     output.write_all(b"\n")
 }
 
-/// Writes a result as it is, and a line break unless it ends with one.
-pub(super) fn write_text(output: &mut impl Write, result: &[u8]) -> io::Result<()> {
-    output.write_all(result)?;
-    if result.ends_with(b"\n") { Ok(()) } else { output.write_all(b"\n") }
-}
-
 /// The sentence that tells a line's failure. What follows a line break in it is indented.
 pub(super) fn failure_sentence(line: u64, failure: &TaskFailure) -> String {
     let text = printable(&failure.to_string());
@@ -88,7 +156,7 @@ pub(super) fn failure_sentence(line: u64, failure: &TaskFailure) -> String {
 
 #[cfg(test)]
 mod tests {
-    use reparto_client::ErrorCode;
+    use reparto_client::{ErrorCode, TaskOutcome};
 
     use super::*;
 
@@ -122,10 +190,28 @@ mod tests {
     }
 
     #[test]
-    fn a_result_as_text_ends_with_exactly_one_line_break_of_ours() {
-        let text = |result: &[u8]| {
+    fn an_accepted_task_is_recorded_with_its_id() {
+        let id = "0198f2a4-1c5e-7c3a-b0d1-e2f3a4b5c6d7";
+        let mut accepted = Accepted { task_id: id.parse().unwrap(), duplicate: false };
+        let write = |accepted| {
             let mut output = Vec::new();
-            write_text(&mut output, result).unwrap();
+            write_json(&mut output, 1, &Ok::<Accepted, _>(accepted)).unwrap();
+            String::from_utf8(output).unwrap()
+        };
+        let expected = format!("{{\"line\":1,\"status\":\"accepted\",\"task_id\":\"{id}\"}}\n");
+        assert_eq!(write(accepted), expected);
+        accepted.duplicate = true;
+        assert!(write(accepted).contains(",\"duplicate\":true}"));
+        let mut text = Vec::new();
+        accepted.write_text(&mut text).unwrap();
+        assert_eq!(text, format!("{id}\n").into_bytes());
+    }
+
+    #[test]
+    fn a_result_as_text_ends_with_exactly_one_line_break_of_ours() {
+        let text = |result: &'static [u8]| {
+            let mut output = Vec::new();
+            Bytes::from_static(result).write_text(&mut output).unwrap();
             output
         };
         assert_eq!(text(b"15"), b"15\n");

@@ -11,10 +11,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use reparto_client::{Client, Completion, CompletionQueue, ErrorCode, TaskFailure};
 
+use super::Args;
 use super::line_reader::{Line, LineReader};
-use super::results::{Reorder, failure_sentence, write_json, write_text};
-use super::{Args, RECONNECT_FOR};
-use crate::client_side::{EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, EXIT_USAGE, complain, no_balancer};
+use super::results::{LineOutcome, Reorder, failure_sentence, write_json};
+use crate::client_side::{
+    EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, EXIT_USAGE, NO_STORE_HINT, RECONNECT_FOR, complain, no_balancer,
+    no_store,
+};
 
 /// Bytes read from the file, and written to standard output, at once.
 const BUFFER_BYTES: usize = 128 * 1024;
@@ -106,16 +109,16 @@ enum Fed {
 }
 
 /// What both threads know.
-struct Job {
+struct Job<T> {
     args: Args,
     client: Client,
-    queue: CompletionQueue,
+    queue: CompletionQueue<T>,
     window: Window,
     bytes_fed: AtomicU64,
 }
 
 /// Runs it.
-pub(super) fn run(args: Args, path: &Path) -> ExitCode {
+pub(super) fn run<T: LineOutcome>(args: Args, path: &Path) -> ExitCode {
     let from_input = path.as_os_str() == "-";
     let name = if from_input { "standard input".into() } else { path.display().to_string() };
     let (input, total_bytes): (Box<dyn BufRead + Send>, Option<u64>) = if from_input {
@@ -133,8 +136,13 @@ pub(super) fn run(args: Args, path: &Path) -> ExitCode {
         Ok(client) => client,
         Err(code) => return code,
     };
+    if args.background.is_wanted() && no_store(&client) {
+        // Every line would be told the same.
+        complain(&format!("the balancer at {} keeps no background tasks{NO_STORE_HINT}", client.balancer()));
+        return ExitCode::from(EXIT_FAILED);
+    }
     let size = args.window;
-    let queue = client.completion_queue(size as usize);
+    let queue = T::queue(&client, size as usize);
     let window = Window::new(size.into());
     let job = Arc::new(Job { args, client, queue, window, bytes_fed: AtomicU64::new(0) });
     let feeder = {
@@ -180,7 +188,7 @@ fn open(path: &Path) -> io::Result<(File, Option<u64>)> {
 }
 
 /// Says what remains to be said, and finds the exit code.
-fn conclude(printer: &Printer<'_>, fed: Fed, name: &str) -> ExitCode {
+fn conclude<T>(printer: &Printer<'_, T>, fed: Fed, name: &str) -> ExitCode {
     if printer.failed > 0 && !printer.json {
         let (failed, all) = (HumanCount(printer.failed), HumanCount(printer.printed));
         complain(&format!("{failed} of {all} tasks failed"));
@@ -200,7 +208,7 @@ fn conclude(printer: &Printer<'_>, fed: Fed, name: &str) -> ExitCode {
 }
 
 /// Submits every line, as fast as the window lets it.
-fn feed(job: &Job, input: impl BufRead) -> Fed {
+fn feed<T: LineOutcome>(job: &Job<T>, input: impl BufRead) -> Fed {
     let limit = job.client.max_payload_bytes(&job.args.action);
     let mut reader = LineReader::new(input, limit);
     let task = job.args.task(&job.client);
@@ -225,10 +233,14 @@ fn feed(job: &Job, input: impl BufRead) -> Fed {
         }
         job.bytes_fed.fetch_add(text.len() as u64 + 1, Ordering::Relaxed);
         let submitted = match line {
-            Line::Whole => job
-                .queue
-                .submit(ticket.tag(), task.clone().payload_slice(&text))
-                .map_err(reparto_client::ClientError::into_failure),
+            Line::Whole => {
+                let key = job.args.background.key_of_line(lines);
+                let mut task = task.clone().payload_slice(&text);
+                if let Some(key) = &key {
+                    task = task.idempotency_key(key);
+                }
+                T::submit(&job.queue, ticket.tag(), task).map_err(reparto_client::ClientError::into_failure)
+            }
             Line::TooLong { bytes } => Err(TaskFailure::new(
                 ErrorCode::PayloadTooLarge,
                 format!("the line has {bytes} bytes, and the balancer takes at most {limit} as one task"),
@@ -242,18 +254,18 @@ fn feed(job: &Job, input: impl BufRead) -> Fed {
     }
 }
 
-struct Printer<'a> {
+struct Printer<'a, T> {
     output: BufWriter<StdoutLock<'a>>,
     /// Sentences for standard error, written at once for a whole batch.
     complaints: String,
     bar: ProgressBar,
-    reorder: Option<Reorder<Completion>>,
+    reorder: Option<Reorder<Completion<T>>>,
     json: bool,
     printed: u64,
     failed: u64,
 }
 
-impl Printer<'_> {
+impl<T: LineOutcome> Printer<'_, T> {
     fn new(args: &Args, total_bytes: Option<u64>) -> Self {
         let output = io::stdout().lock();
         // A bar between the results would garble both.
@@ -270,8 +282,8 @@ impl Printer<'_> {
     }
 
     /// Prints until everything that was submitted has come back.
-    fn print_all(&mut self, job: &Job) -> io::Result<()> {
-        let mut batch: Vec<Completion> = Vec::new();
+    fn print_all(&mut self, job: &Job<T>) -> io::Result<()> {
+        let mut batch: Vec<Completion<T>> = Vec::new();
         while job.queue.recv_batch(&mut batch) {
             let before = self.printed;
             let mut kib = 0;
@@ -297,13 +309,13 @@ impl Printer<'_> {
     }
 
     /// Prints what a line gave, and tells how many KiB of the window it held.
-    fn print(&mut self, completion: &Completion) -> io::Result<u64> {
+    fn print(&mut self, completion: &Completion<T>) -> io::Result<u64> {
         let Ticket { line, kib } = Ticket::of_tag(completion.tag);
         self.printed += 1;
         self.failed += u64::from(completion.outcome.is_err());
         match &completion.outcome {
             outcome if self.json => write_json(&mut self.output, line, outcome)?,
-            Ok(result) => write_text(&mut self.output, result)?,
+            Ok(given) => given.write_text(&mut self.output)?,
             Err(failure) => {
                 self.complaints.push_str(&failure_sentence(line, failure));
                 self.complaints.push('\n');
@@ -324,7 +336,7 @@ impl Printer<'_> {
         self.complaints.clear();
     }
 
-    fn show_progress(&self, job: &Job) {
+    fn show_progress(&self, job: &Job<T>) {
         if self.bar.is_hidden() {
             return;
         }

@@ -5,6 +5,7 @@
 //! is owed, what each worker holds, how many attempts each task has used up. When a seed fails, it is printed, and
 //! `REPARTO_SIMULATION_SEED=N` replays it alone; `REPARTO_SIMULATION_SEEDS=N` runs another number of seeds.
 
+mod background;
 mod books;
 mod lanes;
 
