@@ -445,10 +445,10 @@ mod tests {
     #[test]
     fn connections_stay_within_the_files_that_may_be_open() {
         let settings = Settings { max_connections: 5000, ..Settings::default() };
-        assert_eq!(within_open_files(settings.clone(), Some(1024)).max_connections, 992);
+        assert_eq!(within_open_files(settings.clone(), Some(1024)).max_connections, 976);
         assert_eq!(within_open_files(settings.clone(), Some(1 << 20)).max_connections, 5000);
         let several = Settings { reactors: 4, ..settings.clone() };
-        assert_eq!(within_open_files(several, Some(1024)).max_connections, 980);
+        assert_eq!(within_open_files(several, Some(1024)).max_connections, 964);
         assert_eq!(within_open_files(settings, None).max_connections, 5000);
     }
 }
