@@ -15,8 +15,8 @@ Examples:
   reparto cancel 0198f2a4-1c5e-7c3a-b0d1-e2f3a4b5c6d7
   reparto tasks --state queued --json | jq -r .id | xargs reparto cancel
 
-Exit code: 0 all are cancelled, 1 some had ended before, 2 wrong usage, 3 no balancer could be reached, 5 no task is
-known by one of the ids.")]
+Exit code: 0 all are cancelled, 1 some had ended before, 2 wrong usage, 3 no balancer could be
+reached, 5 no task is known by one of the ids.")]
 pub(crate) struct Args {
     #[command(flatten)]
     balancer: BalancerArgs,

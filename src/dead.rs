@@ -26,8 +26,8 @@ Examples:
   reparto dead retry --all --action thumbnail       all of an action, once its worker is mended
   reparto dead drop --all
 
-Exit code: 0, 1 some were not dead or the balancer refused, 2 wrong usage, 3 no balancer could be reached, 5 no task is
-known by one of the ids.")]
+Exit code: 0, 1 some were not dead or the balancer refused, 2 wrong usage, 3 no balancer could be
+reached, 5 no task is known by one of the ids.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -21,8 +21,8 @@ Examples:
   reparto get --wait 30s 0198f2a4-1c5e-7c3a-b0d1-e2f3a4b5c6d7   wait for it
   reparto submit --background upper hola | xargs reparto get --wait 30s
 
-Exit code: 0 done, 1 ended without a result (failed, dead, cancelled or expired), 2 wrong usage, 3 no balancer could be
-reached, 4 not ended yet, 5 no task is known by that id.")]
+Exit code: 0 done, 1 ended without a result (failed, dead, cancelled or expired), 2 wrong usage,
+3 no balancer could be reached, 4 not ended yet, 5 no task is known by that id.")]
 pub(crate) struct Args {
     #[command(flatten)]
     balancer: BalancerArgs,

@@ -43,15 +43,16 @@ Examples:
                                                     a task a file; with a worker started as
                                                     reparto worker --exec count='xargs wc -l'
   reparto submit sum --lines sums.txt --json        one JSON object a line
-  id=$(reparto submit --background fib 90)          hand it over; `reparto get $id --wait 30s` prints the result
-  reparto submit --background --delay 10m --attempts 5 --backoff 2s --idempotency-key report-7 report 7
-                                                    once, in ten minutes, with pauses of 1 to 2 s, 2 to 4 s, ...
+  id=$(reparto submit --background fib 90)          hand it over, and later:
+  reparto get $id --wait 30s
+  reparto submit --background --delay 10m --attempts 5 --backoff 2s report 7
+                                                    in ten minutes, with 1 to 2 s, 2 to 4 s, ...
                                                     between attempts
   reparto submit --background upper --lines names.txt > ids.txt
                                                     an id a line, in the order of the lines
 
-Exit code: 0 every task succeeded (with --background: was accepted), 1 some failed, 2 wrong usage, 3 no balancer
-could be reached.")]
+Exit code: 0 every task succeeded (with --background: was accepted), 1 some failed, 2 wrong usage,
+3 no balancer could be reached.")]
 pub(crate) struct Args {
     #[command(flatten)]
     balancer: BalancerArgs,

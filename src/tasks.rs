@@ -166,7 +166,7 @@ pub(crate) fn text(task: &TaskDescription) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name:<10}{}", one_line(value));
+        let _ = writeln!(text, "{name:<12}{}", one_line(value));
     };
     line("task", &task.id.to_string());
     line("action", &task.action);
@@ -231,8 +231,8 @@ mod tests {
         };
         let text = text(&task);
         assert!(!text.contains('\x1b') && !text.contains("due"), "{text}");
-        assert!(text.contains("state     dead\n") && text.contains("attempts  3 of 3\n"), "{text}");
-        assert!(text.contains("error     attempts_exhausted: the disk is busy\n"), "{text}");
+        assert!(text.contains("state       dead\n") && text.contains("attempts    3 of 3\n"), "{text}");
+        assert!(text.contains("error       attempts_exhausted: the disk is busy\n"), "{text}");
         assert!(text.contains(" at ana: worker_failed: busy\n"), "{text}");
         assert_eq!(row(&task)[3], "3/3");
     }

@@ -224,7 +224,7 @@ fn a_dead_task_is_listed_with_its_history_retried_and_dropped() {
     let listed = kept.records(["dead", "list", "--json"]);
     assert_eq!((listed.len(), listed[0]["id"].as_str()), (1, Some(&id[..])));
     let shown = kept.run(["dead", "show", &id]).success_text();
-    for part in ["state     dead", "attempts  2 of 2", "attempt 1", "at ana", "the disk is busy"] {
+    for part in ["state       dead", "attempts    2 of 2", "attempt 1", "at ana", "the disk is busy"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 
