@@ -97,3 +97,215 @@ impl Head {
         Some(Head { id, fields_bytes, total: length as usize + LENGTH_BYTES })
     }
 }
+
+/// Usual TASKs that follow each other in a buffer and have the same action: what is true of all of them is read once.
+///
+/// An iterator over their numbers and payloads. It ends before the first frame that is another, is not whole, or has
+/// another action; [`at`](Self::at) says where that begins.
+///
+/// ```
+/// use bytes::BytesMut;
+/// use reparto_protocol::{Message, Task, TaskOptions, UsualTasks};
+/// let mut wire = BytesMut::new();
+/// for (id, action) in [(1, "upper"), (2, "upper"), (3, "echo")] {
+///     let task = Task { id, action, options: TaskOptions::default(), payload: b"hola" };
+///     Message::Task(task).encode(&mut wire);
+/// }
+/// let mut run = UsualTasks::begin(&wire, 0, 1024).expect("a usual task stands there");
+/// assert_eq!(run.action(), "upper");
+/// assert_eq!(run.by_ref().map(|(id, _)| id).collect::<Vec<_>>(), [1, 2]);
+/// assert_eq!(UsualTasks::begin(&wire, run.at(), 1024).expect("one more").action(), "echo");
+/// ```
+#[derive(Debug, Clone)]
+pub struct UsualTasks<'a> {
+    frames: Alike<'a>,
+    action: &'a str,
+}
+
+impl<'a> UsualTasks<'a> {
+    /// Those that begin at `at` in `buffer`, at least one. `None` as for [`UsualTask::parse`].
+    #[inline]
+    pub fn begin(buffer: &'a [u8], at: usize, max_frame_bytes: u32) -> Option<Self> {
+        let first = buffer.get(at..)?;
+        let (task, _) = UsualTask::parse(first, max_frame_bytes)?;
+        let fields = first.get(HEADER_BYTES..HEADER_BYTES + FIELD_HEADER_BYTES + task.action.len())?;
+        let frames = Alike::new(buffer, at, FrameType::Task, fields, max_frame_bytes);
+        Some(UsualTasks { frames, action: task.action })
+    }
+
+    /// What all of them are to do.
+    #[inline]
+    pub fn action(&self) -> &'a str {
+        self.action
+    }
+
+    /// Where the next frame begins.
+    #[inline]
+    pub fn at(&self) -> usize {
+        self.frames.at
+    }
+}
+
+impl<'a> Iterator for UsualTasks<'a> {
+    type Item = (u64, &'a [u8]);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.frames.at;
+        let next = self.frames.next();
+        if let Some((0, _)) = next {
+            // No task's number.
+            self.frames.at = at;
+            return None;
+        }
+        next
+    }
+}
+
+/// Usual TASK_RESULTs that follow each other in a buffer; as [`UsualTasks`].
+#[derive(Debug, Clone)]
+pub struct UsualResults<'a>(Alike<'a>);
+
+impl<'a> UsualResults<'a> {
+    /// Those that begin at `at` in `buffer`, at least one. `None` as for [`UsualResult::parse`].
+    #[inline]
+    pub fn begin(buffer: &'a [u8], at: usize, max_frame_bytes: u32) -> Option<Self> {
+        UsualResult::parse(buffer.get(at..)?, max_frame_bytes)?;
+        Some(UsualResults(Alike::new(buffer, at, FrameType::TaskResult, &[], max_frame_bytes)))
+    }
+
+    /// Where the next frame begins.
+    #[inline]
+    pub fn at(&self) -> usize {
+        self.0.at
+    }
+}
+
+impl<'a> Iterator for UsualResults<'a> {
+    type Item = (u64, &'a [u8]);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+}
+
+/// Frames of one type without flags that have the same fields. Gives their ids and payloads.
+#[derive(Debug, Clone)]
+struct Alike<'a> {
+    buffer: &'a [u8],
+    at: usize,
+    /// Type, flags and length of the fields, as the header has them.
+    kind: u32,
+    fields: Fields<'a>,
+    /// Most bytes of a frame behind its length.
+    most: usize,
+}
+
+/// The fields that frames have in common.
+#[derive(Debug, Clone, Copy)]
+struct Fields<'a> {
+    bytes: &'a [u8],
+    /// Where they are short: their bytes as a number's highest, and which bits of it those are.
+    as_number: Option<(u128, u128)>,
+}
+
+impl<'a> Fields<'a> {
+    #[inline]
+    fn new(bytes: &'a [u8]) -> Self {
+        let mut padded = [0; 16];
+        let mut as_number = None;
+        if let (Some(there), false) = (padded.get_mut(..bytes.len()), bytes.is_empty()) {
+            there.copy_from_slice(bytes);
+            as_number = Some((u128::from_be_bytes(padded), u128::MAX << (8 * (16 - bytes.len()))));
+        }
+        Fields { bytes, as_number }
+    }
+
+    /// Whether `body` begins with them. Comparing a few bytes as a number takes a fraction of what a call for it does.
+    #[inline]
+    fn begin(&self, body: &[u8]) -> bool {
+        if self.bytes.is_empty() {
+            return true;
+        }
+        match (self.as_number, body.first_chunk::<16>()) {
+            (Some((number, mask)), Some(chunk)) => u128::from_be_bytes(*chunk) & mask == number,
+            _ => body.starts_with(self.bytes),
+        }
+    }
+}
+
+impl<'a> Alike<'a> {
+    #[inline]
+    fn new(buffer: &'a [u8], at: usize, kind: FrameType, fields: &'a [u8], max_frame_bytes: u32) -> Self {
+        let kind = u32::from(kind as u8) << 24 | fields.len() as u32;
+        let most = (max_frame_bytes as usize).saturating_sub(LENGTH_BYTES);
+        Alike { buffer, at, kind, fields: Fields::new(fields), most }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<(u64, &'a [u8])> {
+        let rest = self.buffer.get(self.at..)?;
+        let (head, body) = rest.split_first_chunk::<HEADER_BYTES>()?;
+        let head = u128::from_be_bytes(*head);
+        let (first, id) = ((head >> 64) as u64, head as u64);
+        let length = (first >> 32) as usize;
+        let body_bytes = length.checked_sub(HEADER_BYTES - LENGTH_BYTES)?;
+        if first as u32 != self.kind || length > self.most {
+            return None;
+        }
+        // Bytes behind the frame may be compared, and are not counted.
+        if !self.fields.begin(body) {
+            return None;
+        }
+        let payload = body.get(self.fields.bytes.len()..body_bytes)?;
+        self.at += LENGTH_BYTES + length;
+        Some((id, payload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::message::{Message, Task, TaskOptions};
+
+    fn wire(tasks: &[(u64, &str, &[u8])]) -> BytesMut {
+        let mut wire = BytesMut::new();
+        for (id, action, payload) in tasks {
+            Message::Task(Task { id: *id, action, options: TaskOptions::default(), payload })
+                .encode(&mut wire);
+        }
+        wire
+    }
+
+    #[test]
+    fn a_run_ends_before_another_action_whatever_its_length_and_its_bytes_in_common() {
+        let long = "a".repeat(255);
+        for (action, other) in [
+            ("echo", "echp"),
+            ("e", "f"),
+            ("thumbnail-abc", "thumbnail-abd"),
+            ("thumbnail-abcd", "thumbnail-abce"),
+            (&*long, "a"),
+        ] {
+            let wire = wire(&[(1, action, b""), (2, action, b"xx"), (3, other, b""), (4, action, b"")]);
+            let mut run = UsualTasks::begin(&wire, 0, 4096).expect("a usual task");
+            let ids: Vec<u64> = run.by_ref().map(|(id, _)| id).collect();
+            assert_eq!(ids, [1, 2], "{action}");
+            let rest = UsualTask::parse(&wire[run.at()..], 4096).expect("the other one");
+            assert_eq!(rest.0.action, other);
+        }
+    }
+
+    #[test]
+    fn a_run_ends_before_a_frame_that_is_not_whole() {
+        let wire = wire(&[(1, "echo", b"hola"), (2, "echo", b"hola")]);
+        for cut in 1..wire.len() / 2 {
+            let mut run = UsualTasks::begin(&wire[..wire.len() - cut], 0, 4096).expect("a usual task");
+            assert_eq!(run.by_ref().count(), 1, "{cut} bytes short");
+            assert_eq!(run.at(), wire.len() / 2);
+        }
+    }
+}

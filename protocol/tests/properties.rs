@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use reparto_protocol::{
     ErrorCode, Fields, Frame, FrameError, FrameStream, FrameType, Message, Outcome, Task, TaskOptions,
-    TaskResult, TaskState, UsualResult, UsualTask, limits,
+    TaskResult, TaskState, UsualResult, UsualResults, UsualTask, UsualTasks, limits,
 };
 use serde_json::{Value, json};
 
@@ -420,6 +420,36 @@ proptest! {
             let (id, outcome, payload) = (result.id, Outcome::Done, result.payload);
             let same = Message::TaskResult(TaskResult { id, outcome, message: "", service_ns: None, payload });
             prop_assert_eq!(&message, &Some((Ok(same), length)));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_run_takes_only_what_one_by_one_is_taken_and_understands_it_alike(
+        frames in vec(nearly_usual(), 1..6), limit in 16..400u32,
+    ) {
+        let bytes = frames.concat();
+        if let Some(mut run) = UsualTasks::begin(&bytes, 0, limit) {
+            let mut at = 0;
+            while let Some((id, payload)) = run.next() {
+                let (task, length) = UsualTask::parse(&bytes[at..], limit).expect("one by one it is taken");
+                prop_assert_eq!((task.id, task.action, task.payload), (id, run.action(), payload));
+                at += length;
+                prop_assert_eq!(run.at(), at);
+            }
+            let next = UsualTask::parse(&bytes[at..], limit);
+            prop_assert!(at > 0 && next.is_none_or(|(next, _)| next.action != run.action()));
+        }
+        if let Some(mut run) = UsualResults::begin(&bytes, 0, limit) {
+            let mut at = 0;
+            while let Some((id, payload)) = run.next() {
+                let (result, length) = UsualResult::parse(&bytes[at..], limit).expect("one by one it is taken");
+                prop_assert_eq!((result.id, result.payload), (id, payload));
+                at += length;
+                prop_assert_eq!(run.at(), at);
+            }
+            prop_assert!(at > 0 && UsualResult::parse(&bytes[at..], limit).is_none());
         }
     }
 }

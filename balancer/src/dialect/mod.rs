@@ -108,6 +108,10 @@ pub enum Step<'a> {
     Nothing,
     /// A frame that the scheduler must hear of.
     Event(Event<'a>),
+    /// Tasks of one action that follow each other, of which each is an [`Event::Submit`].
+    Tasks(native::Tasks<'a>),
+    /// Results that follow each other, of which each is an [`Event::Finished`].
+    Results(native::Results<'a>),
     /// A frame that the store has a part in.
     Ask(Ask),
     /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
@@ -152,7 +156,8 @@ impl Session {
     }
 
     /// Takes the frame that begins at `from` in `chunk`, and moves `from` behind it: what does it ask for? For
-    /// [`Step::Incomplete`] it stays.
+    /// [`Step::Incomplete`] it stays, as it does for [`Step::Tasks`] and [`Step::Results`]: behind what was taken of
+    /// those, they say where the next frame begins.
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::net::Net;
 use super::{BalancerError, Handle};
 use crate::background::{Ask, Keeper};
+use crate::dialect::native::{Results, Tasks};
 use crate::dialect::{self, Listener};
 use crate::scheduler::{Event, Peer, Scheduler, Time};
 
@@ -20,6 +21,26 @@ pub(super) trait Decider {
 
     /// Takes an event.
     fn handle(&mut self, net: &mut Net, event: Event<'_>);
+
+    /// Takes tasks of one client that have come together, as many as can be taken now.
+    #[inline]
+    fn submit_all(&mut self, net: &mut Net, peer: Peer, tasks: &mut Tasks<'_>) {
+        while !self.is_full()
+            && let Some(event) = tasks.next_event(peer)
+        {
+            self.handle(net, event);
+        }
+    }
+
+    /// Takes results of one worker that have come together, as many as can be taken now.
+    #[inline]
+    fn finish_all(&mut self, net: &mut Net, peer: Peer, results: &mut Results<'_>) {
+        while !self.is_full()
+            && let Some(event) = results.next_event(peer)
+        {
+            self.handle(net, event);
+        }
+    }
 
     /// Whether no event may come now that can wait.
     #[inline]
@@ -111,6 +132,16 @@ impl Decider for Alone {
         if let (Some(leaving), Some(keeper)) = (leaving, &mut self.keeper) {
             keeper.leave(&mut self.scheduler, net.now, leaving, net);
         }
+    }
+
+    #[inline]
+    fn submit_all(&mut self, net: &mut Net, peer: Peer, tasks: &mut Tasks<'_>) {
+        self.scheduler.submit_all(net.now, peer, tasks.action(), tasks, net);
+    }
+
+    #[inline]
+    fn finish_all(&mut self, net: &mut Net, peer: Peer, results: &mut Results<'_>) {
+        self.scheduler.finish_all(net.now, peer, results, net);
     }
 
     fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask) {

@@ -138,6 +138,20 @@ impl<D: Decider> Reactor<D> {
                         return Stop::Later(from);
                     }
                 }
+                Ok(Step::Tasks(mut tasks)) => {
+                    self.decider.submit_all(&mut self.net, outside, &mut tasks);
+                    from = tasks.at();
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
+                Ok(Step::Results(mut results)) => {
+                    self.decider.finish_all(&mut self.net, outside, &mut results);
+                    from = results.at();
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
                 Ok(Step::Ask(ask)) => {
                     self.decider.ask(&mut self.net, outside, ask);
                     if self.decider.is_full() {

@@ -451,6 +451,14 @@ pub struct Assignment<'a> {
     pub held: bool,
 }
 
+impl<'a> Assignment<'a> {
+    /// The first attempt at a task with the usual options.
+    #[inline]
+    pub fn first(action: &'a str, payload: Payload<'a>) -> Self {
+        Assignment { action, payload, attempt: 1, deadline: None, key: &[], task_id: None, held: false }
+    }
+}
+
 /// How a worker is chosen for a task. Whatever the policy, free threads anywhere fill before any worker is
 /// given a task to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

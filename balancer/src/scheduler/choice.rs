@@ -240,6 +240,12 @@ impl Choice {
         Some(Pick { worker, free: self.is_free(group.lowest), seat })
     }
 
+    /// Whether an action's tasks may go to several groups of workers, which then take turns.
+    #[inline]
+    pub(super) fn takes_turns(&self, offers: &Offers) -> bool {
+        offers.order.is_some()
+    }
+
     /// Is it the bucket of workers with a free thread?
     fn is_free(&self, bucket: u8) -> bool {
         match self.policy {

@@ -36,7 +36,7 @@ pub(super) struct Client {
     /// Bytes of payload of the tasks whose first waiter it is.
     pub(super) bytes: usize,
     /// The action of its latest task, which its next one likely has too.
-    last_action: u32,
+    pub(super) last_action: u32,
     /// Its connection is over: it is told nothing more, and what it has left behind is taken out by and by.
     pub(super) gone: bool,
 }
@@ -58,9 +58,18 @@ impl Wait {
     fn of(entry: u32) -> Wait {
         if entry & WAITER_BIT == 0 { Wait::First(entry) } else { Wait::Beside(entry & !WAITER_BIT) }
     }
+
+    /// How it stands among a client's numbers. [`of`](Self::of) goes the other way.
+    #[inline]
+    pub(super) fn entry(self) -> u32 {
+        match self {
+            Wait::First(task) => task,
+            Wait::Beside(waiter) => waiter | WAITER_BIT,
+        }
+    }
 }
 
-fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
+pub(super) fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
     match Wait::of(entry) {
         Wait::First(task) => tasks[task].client_id,
         Wait::Beside(waiter) => waiters[waiter].client_id,
@@ -333,12 +342,8 @@ impl Scheduler {
     #[inline]
     pub(super) fn remove_row(&mut self, client: u32, id: u64, wait: Wait) {
         let (tasks, waiters) = (&self.tasks, &self.waiters);
-        let entry = match wait {
-            Wait::First(task) => task,
-            Wait::Beside(waiter) => waiter | WAITER_BIT,
-        };
         let id_of = |entry| client_id_of(tasks, waiters, entry);
-        if self.clients[client].numbers.remove(&self.hasher, id, entry, id_of) {
+        if self.clients[client].numbers.remove(&self.hasher, id, wait.entry(), id_of) {
             self.owed -= 1;
         }
     }
@@ -351,7 +356,7 @@ impl Scheduler {
             extra.waiters.push_back(&mut self.waiters, waiter);
             extra.waiting += 1;
         }
-        self.enter(client, client_id, waiter | WAITER_BIT);
+        self.enter(client, client_id, Wait::Beside(waiter).entry());
     }
 
     /// Removes a waiter's row; its client's entry is the caller's.

@@ -56,6 +56,7 @@ mod ending;
 mod numbers;
 mod payload;
 mod queue;
+mod runs;
 mod slab;
 mod status;
 mod table;
@@ -78,6 +79,7 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
+use reparto_protocol::limits;
 
 pub use api::*;
 use choice::{Choice, HasOffers, Offers};

@@ -91,6 +91,22 @@ impl Numbers {
         }
     }
 
+    /// Whether a number is not there, and has a place in the ring as it is.
+    #[inline]
+    pub(super) fn takes_at_once(&self, id: u64) -> bool {
+        let is_roomy = self.in_ring * 2 < self.ring.len() || self.ring.len() == MOST_PLACES;
+        is_roomy && self.others.is_empty() && self.ring.get(self.place(id)) == Some(&NONE)
+    }
+
+    /// Adds an entry with a number of which [`takes_at_once`](Self::takes_at_once) was said.
+    #[inline]
+    pub(super) fn put(&mut self, id: u64, entry: u32) {
+        let place = self.place(id);
+        debug_assert!(self.takes_at_once(id));
+        self.ring[place] = entry;
+        self.in_ring += 1;
+    }
+
     /// Takes an entry out, which has this number. Says whether it was there.
     #[inline]
     pub(super) fn remove(

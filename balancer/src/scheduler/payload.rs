@@ -120,7 +120,7 @@ impl Kept {
 }
 
 /// Largest payload that is kept in a block, in bytes.
-const BLOCK_BYTES: usize = 4096;
+pub(super) const BLOCK_BYTES: usize = 4096;
 
 /// Classes of blocks: 32 bytes, 48, 64, 96, 128 and so on to 4096, so that at most a third of a block is empty.
 const CLASSES: usize = 15;

@@ -42,21 +42,27 @@ impl<T> Slab<T> {
 
     #[inline(always)]
     pub(super) fn insert(&mut self, value: T) -> u32 {
+        self.add(value).0
+    }
+
+    /// As [`insert`](Self::insert), and gives the row to be filled in.
+    #[inline(always)]
+    pub(super) fn add(&mut self, value: T) -> (u32, &mut T) {
         self.occupied += 1;
-        let index = self.vacant;
-        match self.rows.get_mut(index as usize) {
-            Some(row) => {
-                if let Row::Vacant(next) = row {
-                    self.vacant = *next;
-                }
-                *row = Row::Occupied(value);
-                index
-            }
-            None => {
-                assert!(self.rows.len() < NONE as usize, "callers bound their rows far below 2^32");
-                self.rows.push(Row::Occupied(value));
-                (self.rows.len() - 1) as u32
-            }
+        let mut index = self.vacant;
+        if index == NONE {
+            assert!(self.rows.len() < NONE as usize, "callers bound their rows far below 2^32");
+            index = self.rows.len() as u32;
+            self.rows.push(Row::Vacant(NONE));
+        }
+        let row = &mut self.rows[index as usize];
+        if let Row::Vacant(next) = row {
+            self.vacant = *next;
+        }
+        *row = Row::Occupied(value);
+        match row {
+            Row::Occupied(value) => (index, value),
+            Row::Vacant(_) => unreachable!("it was filled a moment ago"),
         }
     }
 

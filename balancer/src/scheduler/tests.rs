@@ -11,6 +11,7 @@ mod background;
 mod bounds;
 mod end;
 mod order;
+mod runs;
 mod tasks;
 mod workers;
 

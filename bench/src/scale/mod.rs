@@ -15,6 +15,7 @@ mod place;
 mod report;
 mod rig;
 mod traffic;
+mod way;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::load::LoadError;
 
 pub use report::{Bar, ChoiceRow, IdleRow, PayloadRow, QueueRow, Report, SubmitRow, WorkersRow};
 pub use rig::SchedulerRig;
+pub use way::WayRig;
 
 use place::Place;
 

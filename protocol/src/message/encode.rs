@@ -348,13 +348,9 @@ impl AssignTask<'_> {
         }
         let fields_bytes = (field::FIELD_HEADER_BYTES + action.len()) as u16;
         let header = header((FrameType::AssignTask, 0, self.id), fields_bytes, payload_bytes);
-        let start = out.len();
-        out.resize(start + HEADER_BYTES + usize::from(fields_bytes), 0);
-        let head = &mut out[start..];
-        head[..HEADER_BYTES].copy_from_slice(&header.to_be_bytes());
-        head[HEADER_BYTES] = Tag::Action as u8;
-        head[HEADER_BYTES + 2] = action.len() as u8;
-        head[HEADER_BYTES + field::FIELD_HEADER_BYTES..].copy_from_slice(action);
+        out.put_u128(header);
+        out.put_slice(&[Tag::Action as u8, 0, action.len() as u8]);
+        out.put_slice(action);
     }
 }
 

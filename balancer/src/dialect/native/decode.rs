@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use reparto_protocol::{
     Cancel, ErrorCode, Frame, FrameError, FrameType, HEADER_BYTES, Hello, Message, Outcome, Register, Role,
-    Task, TaskResult, UsualResult, UsualTask, frame_length, limits,
+    Task, TaskResult, frame_length, limits,
 };
 
-use super::{Session, State};
+use super::{Results, Session, State, Tasks};
 use crate::background::{Ask, NewBackgroundTask};
 use crate::dialect::{Answer, Context, Listener, Refusal, Step};
 use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Registration, Submission};
@@ -42,25 +42,16 @@ impl Session {
         chunk: &'a Bytes,
         from: &mut usize,
     ) -> Result<Step<'a>, Refusal> {
-        let (rest, limit) = (&chunk[*from..], self.frame_limit(context));
+        let limit = self.frame_limit(context);
         match self.state {
             State::Client => {
-                if let Some((task, length)) = UsualTask::parse(rest, limit) {
-                    *from += length;
-                    let task = Submission::new(task.id, task.action, Payload::within(chunk, task.payload));
-                    return Ok(Step::Event(Event::Submit { peer, task }));
+                if let Some(tasks) = Tasks::begin(chunk, *from, limit) {
+                    return Ok(Step::Tasks(tasks));
                 }
             }
             State::Worker => {
-                if let Some((result, length)) = UsualResult::parse(rest, limit) {
-                    *from += length;
-                    return Ok(Step::Event(Event::Finished {
-                        peer,
-                        assignment: AssignmentId(result.id),
-                        finish: Finish::Done,
-                        service_ns: None,
-                        payload: Payload::within(chunk, result.payload),
-                    }));
+                if let Some(results) = Results::begin(chunk, *from, limit) {
+                    return Ok(Step::Results(results));
                 }
             }
             State::New | State::Unregistered => {}

@@ -7,11 +7,13 @@
 
 mod decode;
 mod encode;
+mod runs;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use encode::{answer, assign, encode, refuse, report, result};
+pub use runs::{Results, Tasks};
 pub use status::report as status_report;
 
 use super::Listener;
