@@ -18,7 +18,7 @@ const HELD_MOST: u64 = 16_384;
 /// Payload that a worker may have for each of its threads, in bytes, and still be given tasks beyond its free
 /// threads: what takes long to hand over takes long, too, however short the worker says that it is, and small tasks
 /// would wait behind it in the socket.
-const HELD_BYTES: usize = 1 << 20;
+const HELD_BYTES: usize = 1 << 19;
 
 /// A worker.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn free_threads_fill_whatever_is_in_flight_but_a_megabyte_a_thread_is_enough_to_hold() {
+    fn free_threads_fill_whatever_is_in_flight_but_half_a_megabyte_a_thread_is_enough_to_hold() {
         let mut worker = worker(4, 1024, Some(10));
         for in_flight in 0..4 {
             (worker.in_flight, worker.bytes) = (in_flight, (in_flight as usize * 16) << 20);
