@@ -497,7 +497,10 @@ impl State {
             slots.get_mut(*id).and_then(|entry| entry.kept.as_ref()).map(|kept| kept.sequence)
         });
         for id in orphans {
-            if self.slots.get_mut(id).is_some_and(|entry| entry.cancelled) {
+            // Of a task that is recorded nobody knows whether its balancer had read the CANCEL: it may run after all.
+            let is_over =
+                |entry: &mut Entry| entry.cancelled && entry.expected != Expected::AcceptedThenResult;
+            if self.slots.get_mut(id).is_some_and(is_over) {
                 self.end(id, Err(TaskFailure::new(ErrorCode::Cancelled, "the task was cancelled")), finished);
             } else if !self.put_back(id) {
                 self.end(id, Err(TaskFailure::new(ErrorCode::ConnectionLost, reason)), finished);

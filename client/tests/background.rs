@@ -10,7 +10,7 @@ use bytes::Bytes;
 use reparto_client::{
     Accepted, Client, ClientError, Completion, ErrorCode, Fetched, TaskFilter, TaskId, TaskState,
 };
-use reparto_protocol::{Message, OwnedFrame, TaskList};
+use reparto_protocol::{FrameType, Message, OwnedFrame, TaskList};
 
 use support::{FakeBalancer, PATIENCE, Peer};
 
@@ -383,6 +383,22 @@ fn a_recorded_task_has_its_id_before_its_result() {
     go.send(()).unwrap();
     assert_eq!(task.wait().unwrap(), "HOLA");
     assert_eq!(task.wait_task_id(), Some(TaskId::from_bytes(ID)));
+}
+
+#[test]
+fn a_recorded_task_whose_cancel_was_not_answered_is_not_said_to_be_cancelled() {
+    // The balancer may have gone before it read the CANCEL, and the task, which is durable, may run after all.
+    let balancer = FakeBalancer::start(|mut peer, _| {
+        peer.welcome_with_store();
+        let (id, _) = peer.next_task().unwrap();
+        peer.accepted(id, ID, false);
+        while peer.next().is_some_and(|frame| frame.as_frame().kind != FrameType::Cancel) {}
+    });
+    let client = connect(&balancer);
+    let recorded = client.task("upper").recorded(true).submit().unwrap();
+    assert_eq!(recorded.wait_task_id(), Some(TaskId::from_bytes(ID)));
+    recorded.cancel();
+    assert_eq!(recorded.wait().unwrap_err().code, ErrorCode::ConnectionLost);
 }
 
 #[test]
