@@ -364,14 +364,15 @@ impl Link {
             outcome = Outcome::Failed;
         }
         state = self.wait_for_room(state, bytes.min(limit as usize));
-        state.running[place] = None;
+        let running = state.running[place].take();
         state.free_places.push(place);
         if !state.is_closed {
             let service_ns = state.service.tell_if_changed();
             let result = TaskResult { id, outcome, message: &message, service_ns, payload: &[] };
             state.output.push_with(&Message::TaskResult(result), payload);
-        } else if let Some(task_id) = task_id {
-            self.held.end(task_id, Ended { outcome, message: message.into_owned(), payload });
+        } else if let Some((task_id, running)) = task_id.zip(running) {
+            let ended = Ended { outcome, message: message.into_owned(), payload };
+            self.held.end(task_id, &running.cancellation, ended);
         }
         state
     }
