@@ -201,7 +201,8 @@ impl Keeper {
         match (look, stored) {
             (Look::Outcome(number), stored) => self.tell_outcome(scheduler, now, number, stored, out),
             (Look::Claim { peer }, Some(stored)) if can_be_claimed(&stored) => {
-                if scheduler.background_runs(&task.0).is_some() {
+                let is_here = self.loading.contains(&task) || scheduler.background_runs(&task.0).is_some();
+                if is_here {
                     scheduler.handle(now, Event::Unclaimed { peer, id: task.0 }, out);
                 } else {
                     self.enter(scheduler, now, *stored, Some(peer), out);
