@@ -45,7 +45,7 @@ pub(super) struct Args {
     faults_for: Duration,
 
     /// Tasks a second, all clients together, as far as the machine gets.
-    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
 
     /// Two balancers with PostgreSQL, RabbitMQ and S3, which are killed as well.

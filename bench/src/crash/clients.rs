@@ -14,7 +14,7 @@ use super::plan::{Kind, Plan};
 /// Most tasks that a client hands in at a time.
 const MOST_IN_A_BURST: usize = 60;
 /// How long outcomes are waited for before the next burst; the others are fetched in the end.
-const FETCH_FOR: Duration = Duration::from_secs(2);
+const FETCH_FOR: Duration = Duration::from_secs(1);
 /// An answer that has not come by then, though the library has a connection or looks for one, does not come.
 pub(super) const PATIENCE: Duration = Duration::from_secs(240);
 

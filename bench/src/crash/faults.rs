@@ -60,11 +60,13 @@ impl Fault {
 pub(super) struct Faults {
     random: Rng,
     has_engines: bool,
+    /// There is time for calms.
+    has_calms: bool,
 }
 
 impl Faults {
-    pub(super) fn new(seed: u64, has_engines: bool) -> Faults {
-        Faults { random: Rng::with_seed(seed ^ 0xFA17), has_engines }
+    pub(super) fn new(seed: u64, has_engines: bool, has_calms: bool) -> Faults {
+        Faults { random: Rng::with_seed(seed ^ 0xFA17), has_engines, has_calms }
     }
 
     /// The next fault.
@@ -79,8 +81,8 @@ impl Faults {
             71..75 => Fault::FreezeBalancer,
             75..82 => Fault::FreezeWorker,
             82..97 if self.has_engines => Fault::KillEngine,
-            82..97 => Fault::KillBalancer,
-            _ => Fault::Calm,
+            97.. if self.has_calms => Fault::Calm,
+            _ => Fault::KillBalancer,
         }
     }
 
@@ -126,7 +128,7 @@ mod tests {
     #[test]
     fn a_seed_gives_the_same_faults_each_time_and_engines_are_spared_where_there_are_none() {
         let draw = |seed| {
-            let mut faults = Faults::new(seed, false);
+            let mut faults = Faults::new(seed, false, true);
             (0..300)
                 .map(|_| {
                     let fault = faults.draw();
@@ -137,7 +139,7 @@ mod tests {
         assert_eq!(draw(3), draw(3));
         assert_ne!(draw(3), draw(4));
         assert!(draw(3).iter().all(|(fault, ..)| *fault != Fault::KillEngine));
-        let mut faults = Faults::new(3, true);
+        let mut faults = Faults::new(3, true, false);
         assert!((0..300).any(|_| faults.draw() == Fault::KillEngine));
     }
 }

@@ -19,7 +19,6 @@
 mod books;
 mod check;
 mod clients;
-mod engines;
 mod faults;
 mod plan;
 mod process;
@@ -40,20 +39,21 @@ use fastrand::Rng;
 use reparto_client::Client;
 
 pub use books::Violation;
-pub use engines::services_script;
 pub use report::Report;
 pub use worker::{WorkerOptions, work};
 
+use crate::engines::{self, Engines};
 use books::Books;
 use clients::{Lane, Shared};
-use engines::Engines;
 use stage::{Addresses, Stage};
 use wire::Wire;
 
 /// Workers of a run.
 const WORKERS: usize = 3;
-/// Clients that use the library.
-const LANES: usize = 6;
+/// Threads that hand tasks in through the library.
+const LANES: usize = 16;
+/// Connections that they share.
+const CONNECTIONS: usize = 5;
 /// Time for everything to run again once faults are over: engines take theirs.
 const SETTLE_WITHIN: Duration = Duration::from_secs(180);
 /// The client library looks for a lost balancer so long.
@@ -89,7 +89,7 @@ impl Options {
             program: program.into(),
             seed,
             faults_for: Duration::from_secs(30),
-            rate: 400,
+            rate: 1_000,
             engines: false,
             keep: false,
             stop: Arc::default(),
@@ -237,9 +237,10 @@ pub fn run(options: &Options) -> Result<Report, CrashError> {
 
 /// Makes the processes, and engines where they are wanted.
 fn set_up(options: &Options, folder: &Path, began: Instant) -> Result<(Stage, Vec<Addresses>), CrashError> {
-    let engines =
-        if options.engines { Some(Engines::start(&folder.join("engines"), ENGINES)?) } else { None };
-    let variables = engines.as_ref().map(balancer_variables).transpose()?.unwrap_or_default();
+    let start = || Engines::start(&folder.join("engines"), &engines::ALL);
+    let engines = options.engines.then(start).transpose().map_err(CrashError::Engines)?;
+    let variables = engines.as_ref().map(Engines::balancer_variables).transpose();
+    let variables = variables.map_err(CrashError::Engines)?.unwrap_or_default();
     let mut random = Rng::new();
     let balancers = if options.engines { 2 } else { 1 };
     let address = |random: &mut Rng| {
@@ -253,30 +254,7 @@ fn set_up(options: &Options, folder: &Path, began: Instant) -> Result<(Stage, Ve
     for number in 1..=WORKERS {
         members.push(stage::worker(number, &addresses, options, folder));
     }
-    Ok((Stage::new(options.seed, members, engines, began), addresses))
-}
-
-/// The engines of a run that has them.
-const ENGINES: &[&str] = &["postgres", "rabbitmq", "s3"];
-
-/// What a balancer is told of the engines, by variables: URLs have passwords, which everybody could read in the list of
-/// processes.
-fn balancer_variables(engines: &Engines) -> Result<Vec<(String, String)>, CrashError> {
-    let mut variables = Vec::new();
-    let pairs = [
-        ("REPARTO_POSTGRES_URL", "REPARTO_BALANCER_STORE"),
-        ("REPARTO_S3_URL", "REPARTO_BALANCER_BLOBS"),
-        ("REPARTO_RABBITMQ_URL", "REPARTO_BALANCER_BUS"),
-    ];
-    for (exported, wanted) in pairs {
-        let value = engines.variable(exported);
-        let value =
-            value.ok_or_else(|| CrashError::Engines(format!("scripts/services exports no {exported}")))?;
-        variables.push((wanted.to_owned(), value.to_owned()));
-    }
-    let others = engines.variables.iter().filter(|(name, _)| name.starts_with("AWS_"));
-    variables.extend(others.cloned());
-    Ok(variables)
+    Ok((Stage::new(options, members, engines, began), addresses))
 }
 
 fn connect(addresses: &[Addresses], first: usize) -> Result<Client, CrashError> {
@@ -307,7 +285,7 @@ fn start_clients(
 ) -> Result<Vec<JoinHandle<()>>, CrashError> {
     let mut threads = Vec::new();
     let clients: Vec<Client> =
-        (0..LANES.div_ceil(2)).map(|first| connect(addresses, first)).collect::<Result<_, _>>()?;
+        (0..CONNECTIONS).map(|first| connect(addresses, first)).collect::<Result<_, _>>()?;
     for number in 0..LANES {
         let lane = Lane {
             shared: Arc::clone(shared),

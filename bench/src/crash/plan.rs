@@ -115,7 +115,7 @@ impl Plan {
         let runs_for = match random.u16(..1000) {
             0..700 => Duration::ZERO,
             700..980 => Duration::from_millis(random.u64(1..60)),
-            980..997 => Duration::from_millis(random.u64(60..1500)),
+            980..992 => Duration::from_millis(random.u64(60..1500)),
             // Long enough for the store to be told that it runs.
             _ => Duration::from_millis(random.u64(1500..5000)),
         };
@@ -133,7 +133,7 @@ impl Plan {
                 _ => MANY_ATTEMPTS,
             },
             delay: (background && chance(&mut random, 6)).then(|| Duration::from_millis(random.u64(1..3000))),
-            deadline: (kept && chance(&mut random, 4)).then(|| Duration::from_millis(random.u64(4000..9000))),
+            deadline: (kept && chance(&mut random, 4)).then(|| Duration::from_millis(random.u64(50..9000))),
             idempotency_key: (background && chance(&mut random, 15)).then(|| format!("key-{seed}-{number}")),
             cancel_after: chance(&mut random, 6).then(|| Duration::from_millis(random.u64(..400))),
             seed,

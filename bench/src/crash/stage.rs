@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::engines::Engines;
 use super::faults::{Fault, Faults};
 use super::process::{Member, Role};
 use super::{CrashError, Options};
+use crate::engines::Engines;
 
 /// How often processes are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -15,6 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const START_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Starts of a balancer that may fail one after the other before that is a failure of its own.
 const MOST_FAILED_STARTS: u32 = 300;
+/// In runs shorter than this there is no time for calms.
+const WITH_CALMS_FROM: Duration = Duration::from_secs(60);
 /// The exit code of a Rust program that panicked.
 const PANICKED: i32 = 101;
 
@@ -36,10 +38,16 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn new(seed: u64, members: Vec<Member>, engines: Option<Engines>, began: Instant) -> Stage {
+    pub(super) fn new(
+        options: &Options,
+        members: Vec<Member>,
+        engines: Option<Engines>,
+        began: Instant,
+    ) -> Stage {
+        let has_calms = options.faults_for >= WITH_CALMS_FROM;
         Stage {
             members,
-            faults: Faults::new(seed, engines.is_some()),
+            faults: Faults::new(options.seed, engines.is_some(), has_calms),
             engines,
             kills: Vec::new(),
             began,
@@ -82,7 +90,7 @@ impl Stage {
             member.thaw();
         }
         if let Some(engines) = &mut self.engines {
-            engines.settle()?;
+            engines.settle().map_err(CrashError::Engines)?;
         }
         let give_up_at = Instant::now() + patience;
         while !stop() {

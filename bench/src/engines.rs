@@ -1,5 +1,5 @@
-//! Engines of a run's own: PostgreSQL, RabbitMQ and an S3 server, brought up by `scripts/services` in the run's folder,
-//! killed, and brought up again.
+//! Engines of a run's own: PostgreSQL, RabbitMQ and an S3 server, brought up by `scripts/services` in a folder of the
+//! run, killed with SIGKILL, and brought up again.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,28 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::CrashError;
+/// The engines that several balancers share.
+pub const ALL: [&str; 3] = ["postgres", "rabbitmq", "s3"];
+
+/// What `scripts/services` exports, and what a balancer reads. Variables, since URLs have passwords, which everybody
+/// could read in the list of processes.
+const URLS: [(&str, &str); 3] = [
+    ("REPARTO_POSTGRES_URL", "REPARTO_BALANCER_STORE"),
+    ("REPARTO_S3_URL", "REPARTO_BALANCER_BLOBS"),
+    ("REPARTO_RABBITMQ_URL", "REPARTO_BALANCER_BUS"),
+];
+
+/// What a balancer is told of engines that `lookup` knows by the names under which the script exports them.
+///
+/// # Errors
+/// The first name that it does not know.
+pub fn balancer_variables(lookup: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>, String> {
+    let variable = |(exported, wanted): &(&str, &str)| {
+        let value = lookup(exported).ok_or_else(|| (*exported).to_owned())?;
+        Ok(((*wanted).to_owned(), value))
+    };
+    URLS.iter().map(variable).collect()
+}
 
 /// The script, as it is found from the top of the source tree.
 const SCRIPT: &str = "scripts/services";
@@ -19,12 +40,12 @@ const START_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The engines of a run.
 #[derive(Debug)]
-pub(super) struct Engines {
+pub struct Engines {
     script: PathBuf,
     folder: PathBuf,
     names: Vec<&'static str>,
-    /// What balancers are given to find them.
-    pub(super) variables: Vec<(String, String)>,
+    /// What the script exports.
+    variables: Vec<(String, String)>,
     /// Those that are on their way back.
     restarts: Vec<(usize, JoinHandle<Result<(), String>>)>,
 }
@@ -38,11 +59,12 @@ pub fn services_script() -> Option<PathBuf> {
 
 impl Engines {
     /// Brings them up.
-    pub(super) fn start(folder: &Path, names: &[&'static str]) -> Result<Engines, CrashError> {
+    ///
+    /// # Errors
+    /// A sentence: the script is not found, or what it says when it fails.
+    pub fn start(folder: &Path, names: &[&'static str]) -> Result<Engines, String> {
         let script = services_script().ok_or_else(|| {
-            CrashError::Engines(format!(
-                "{SCRIPT} is not found from here; run this inside Reparto's source tree"
-            ))
+            format!("{SCRIPT} is not found from here; run this inside Reparto's source tree")
         })?;
         let mut engines = Engines {
             script,
@@ -51,26 +73,39 @@ impl Engines {
             variables: Vec::new(),
             restarts: Vec::new(),
         };
-        let exports = engines.call("up", names).map_err(CrashError::Engines)?;
+        let exports = engines.call("up", names)?;
         engines.variables = read_exports(&exports);
         Ok(engines)
     }
 
-    pub(super) fn count(&self) -> usize {
+    /// What a balancer is told of them.
+    ///
+    /// # Errors
+    /// A sentence: the script exports less than that.
+    pub fn balancer_variables(&self) -> Result<Vec<(String, String)>, String> {
+        let lookup = |name: &str| {
+            let found = self.variables.iter().find(|(other, _)| other == name);
+            found.map(|(_, value)| value.clone())
+        };
+        let variables = balancer_variables(lookup);
+        let mut variables = variables.map_err(|name| format!("{SCRIPT} exports no {name}"))?;
+        let others = self.variables.iter().filter(|(name, _)| name.starts_with("AWS_"));
+        variables.extend(others.cloned());
+        Ok(variables)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
         self.names.len()
     }
 
-    pub(super) fn name(&self, which: usize) -> &'static str {
+    /// The name of one of them, by its number from 0.
+    pub fn name(&self, which: usize) -> &'static str {
         self.names.get(which).copied().unwrap_or("")
     }
 
-    /// What the script exports under this name.
-    pub(super) fn variable(&self, name: &str) -> Option<&str> {
-        self.variables.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
-    }
-
     /// Kills one with SIGKILL and has it brought up again. Says whether it was there to be killed.
-    pub(super) fn kill(&mut self, which: usize, away: Duration) -> bool {
+    pub fn kill(&mut self, which: usize, away: Duration) -> bool {
         let name = self.name(which);
         self.forget_those_that_are_back();
         if self.restarts.iter().any(|(other, _)| *other == which) {
@@ -102,12 +137,15 @@ impl Engines {
     }
 
     /// Waits until all are back.
-    pub(super) fn settle(&mut self) -> Result<(), CrashError> {
+    ///
+    /// # Errors
+    /// A sentence: one of them does not come back.
+    pub fn settle(&mut self) -> Result<(), String> {
         for (_, restart) in self.restarts.drain(..) {
             // It does not panic; if it did, the next use of the engine would tell.
-            restart.join().unwrap_or(Ok(())).map_err(CrashError::Engines)?;
+            restart.join().unwrap_or(Ok(()))?;
         }
-        self.call("up", &self.names.clone()).map(|_| ()).map_err(CrashError::Engines)
+        self.call("up", &self.names).map(|_| ())
     }
 
     fn process(&self, name: &str) -> Option<Pid> {
