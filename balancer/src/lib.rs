@@ -26,5 +26,5 @@ pub mod reactor;
 pub mod scheduler;
 pub mod storage;
 
-pub use background::StoreSettings;
+pub use background::{BlobPlace, OpenedStore, StorePlace, StoreSettings};
 pub use reactor::{Balancer, BalancerError, Handle, Settings};
