@@ -12,12 +12,15 @@
 //! has been accepted and there is room; else it stays in the store alone, and a walk over what is open brings it in when
 //! there is room again. The scheduler decides who runs what; the keeper carries between the two and waits for nobody:
 //! whatever it asks of the store is answered by a completion, in a later turn.
+//!
+//! Where balancers share their work, nothing enters from the store by itself: it comes over the bus (`sharing`).
 
 mod ask;
 mod completing;
 mod describe;
 mod noted;
 mod settings;
+mod sharing;
 mod waits;
 mod walk;
 
@@ -31,6 +34,8 @@ use reparto_protocol::{ErrorCode, TaskState, limits};
 pub use ask::{Ask, NewBackgroundTask};
 pub(crate) use noted::{Noted, Outlet};
 pub use settings::StoreSettings;
+pub use sharing::SharingSettings;
+use sharing::{Claimant, Sharing};
 use waits::{Wait, Waits};
 use walk::Walk;
 
@@ -38,6 +43,7 @@ use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, FileBlobs, Filter, IdempotencyKey, NewTask, Operation, Outcome,
     Query, Request, SqliteStore, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds,
+    ToPublish,
 };
 
 /// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
@@ -114,6 +120,21 @@ enum Pending {
     },
     Page,
     Payload(Box<StoredTask>, Option<Peer>),
+    /// Accepted, and to be confirmed by the bus before its client is told.
+    Publish {
+        peer: Peer,
+        id: u64,
+        task: TaskId,
+        client: Tie,
+    },
+    /// Published for nobody who waits for it.
+    Republish,
+    Claim {
+        id: TaskId,
+        from: Claimant,
+    },
+    Release(ToPublish),
+    Sweep,
 }
 
 /// How a task that is being accepted hangs on its client.
@@ -152,6 +173,7 @@ pub(crate) struct Keeper {
     ties: usize,
     upkeep_at: Time,
     stopping: bool,
+    sharing: Option<Box<Sharing>>,
 }
 
 /// The wall clock, in microseconds since 1970.
@@ -200,6 +222,7 @@ impl Keeper {
             ties: 0,
             upkeep_at: Time(0),
             stopping: false,
+            sharing: None,
         })
     }
 
@@ -281,6 +304,9 @@ impl Keeper {
             let message = self.trouble();
             return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
         }
+        if let Some(message) = self.bus_is_full() {
+            return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
+        }
         let now = wall_clock();
         let delayed = task.delay.map(|delay| now.saturating_add(micros(delay)));
         let starts = task.start_at_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000));
@@ -342,6 +368,14 @@ impl Keeper {
         self.loading.remove(&task);
         self.walk.pass_over(task);
         scheduler.handle(now, Event::Withdraw { id: task.0 }, out);
+        self.left(task);
+    }
+
+    /// A task is not in the scheduler any more.
+    fn left(&mut self, task: TaskId) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.left(task);
+        }
     }
 
     /// A client's connection is over, or it no longer wants what has this number of its own: a foreground task that is
@@ -355,7 +389,8 @@ impl Keeper {
     ) {
         if self.ties > 0 {
             for pending in self.pending.values_mut() {
-                if let Pending::Accept { peer: of, id, client: client @ Tie::Waits, .. } = pending
+                if let Pending::Accept { peer: of, id, client: client @ Tie::Waits, .. }
+                | Pending::Publish { peer: of, id, client: client @ Tie::Waits, .. } = pending
                     && *of == peer
                     && only.is_none_or(|only| only == *id)
                 {
@@ -415,14 +450,23 @@ impl Keeper {
             self.complete(scheduler, now, completion, out);
         }
         self.expire(now, out);
-        self.ask_for_due(scheduler, now);
         self.look_after_the_old(now);
-        self.walk_on(scheduler, now);
+        if self.sharing.is_some() {
+            self.share(scheduler, now, out);
+        } else {
+            self.ask_for_due(scheduler, now);
+            self.walk_on(scheduler, now);
+        }
         while let Some(noted) = out.take_note() {
             self.take_note(now, noted, out);
         }
+        // What has ended makes room.
+        self.claim_what_waits();
         self.ask_looks();
         self.hand_over(out);
+        if let Some(sharing) = &mut self.sharing {
+            sharing.bus.flush();
+        }
     }
 
     /// Asks the store what is to be looked up, as far as it takes questions. The others wait for the next turn.
@@ -444,9 +488,13 @@ impl Keeper {
         match noted {
             Noted::Started(id) => self.record(Operation::Start { id }, id, None),
             Noted::Requeued(id) => self.record(Operation::Requeue { id }, id, None),
+            Noted::Refused(id) if self.give_up(id) => {}
             Noted::Refused(id) => self.walk.left_behind(id, now.after(Duration::from_secs(5))),
             Noted::Retry { id, attempts, worker, message, delay } => {
                 self.walk.pass_over(id);
+                if delay.is_some() || self.stopping {
+                    self.left(id);
+                }
                 let at = wall_clock();
                 let failure = Failure::new(ErrorCode::WorkerFailed, message.into_string());
                 let attempt = FailedAttempt { id, attempts, at, worker: worker.into(), failure };
@@ -459,12 +507,17 @@ impl Keeper {
                     log::warn!(
                         "the outcome of {id} is left out, as the store takes nothing; it will run again"
                     );
-                    return self.walk.left_behind(id, now);
+                    if !self.give_up(id) {
+                        self.walk.left_behind(id, now);
+                    }
+                    return;
                 }
+                self.left(id);
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
                 self.record(Operation::Finish(outcome), id, None);
             }
+            Noted::Claim { peer, id } if self.sharing.is_some() => self.claim_for(peer, id),
             Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
         }
     }
@@ -554,12 +607,16 @@ impl Keeper {
         // A store that took nothing is tried again, also if nothing else happens.
         let again = (!self.requests.is_empty() || !self.looks.is_empty())
             .then(|| now.after(Duration::from_millis(5)));
-        [self.waits.next_time(), due, walk, again, Some(self.upkeep_at)].into_iter().flatten().min()
+        let sharing = self.sharing.as_ref().map(|sharing| sharing.next_time());
+        [self.waits.next_time(), due, walk, again, sharing, Some(self.upkeep_at)].into_iter().flatten().min()
     }
 
     /// The balancer stops: nobody waits any more. What is open stays in the store.
     pub(crate) fn begin_stopping<E: Outlet>(&mut self, out: &mut E) {
         self.stopping = true;
+        if let Some(sharing) = &mut self.sharing {
+            sharing.stop();
+        }
         for number in self.waits.all() {
             if let Some(wait) = self.waits.remove(number) {
                 let message = "the balancer is shutting down; ask again when it is back";
@@ -571,6 +628,7 @@ impl Keeper {
     /// Whether everything that was handed to the store is answered.
     pub(crate) fn is_quiet(&self) -> bool {
         self.requests.is_empty()
+            && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
             && !self.pending.values().any(|pending| {
                 matches!(pending, Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. })
             })
