@@ -1,17 +1,21 @@
 //! `reparto balancer`: settings from flags, variables and a file, the balancer itself, and signals that stop it.
 
+mod signals;
+mod store;
+mod title;
+
 use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use reparto_balancer::background::without_passwords;
 use reparto_balancer::reactor::raise_open_files_limit;
 use reparto_balancer::scheduler::{Policy, UnknownAction};
-use reparto_balancer::storage::Durability;
-use reparto_balancer::{Balancer, Handle, Settings, StoreSettings};
+use reparto_balancer::storage::{Durability, Standby};
+use reparto_balancer::{Balancer, BalancerError, OpenedStore, Settings};
 use serde::Deserialize;
 
 use crate::parse;
@@ -20,24 +24,16 @@ use crate::parse;
 const WRONG_USAGE: u8 = 2;
 /// Exit code for a balancer that cannot start or go on.
 const FAILED: u8 = 1;
-/// Exit code after a second signal: 128 and the number of SIGINT, as shells have it.
-const INTERRUPTED: i32 = 130;
-
 /// Files that the balancer needs open beside its connections, those of its store among them.
 const OTHER_FILES: u64 = 48;
-
-/// Where background tasks are kept, in the current folder.
-const DATA_FOLDER: &str = "reparto-data";
-
-/// Largest `--blob-threshold`: larger payloads do not belong into rows.
-const MOST_BLOB_THRESHOLD: u64 = 16 << 20;
 
 /// Files that each reactor after the first needs open.
 const REACTOR_FILES: u64 = 4;
 
 /// Takes tasks from clients and gives each to the worker best placed to run it.
 ///
-/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`. SIGTERM or SIGINT stops
+/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`. While another balancer leads
+/// the same PostgreSQL database it serves nobody, and says on standard error who leads. SIGTERM or SIGINT stops
 /// it: tasks that run have --grace to end, the others are answered `shutting_down`, and it exits with 0. A second
 /// signal ends it at once.
 #[derive(clap::Args, Default)]
@@ -45,6 +41,13 @@ const REACTOR_FILES: u64 = 4;
 Example, a balancer for this machine, then one for a network, from a file:
   reparto balancer
   reparto balancer --clients 0.0.0.0:8888 --workers 0.0.0.0:8889 --config balancer.toml
+
+On two hosts, one that leads and one that stands by and takes over:
+  export REPARTO_BALANCER_STORE=postgres://reparto:PASSWORD@db.example/reparto
+  reparto balancer --blobs 's3://reparto?endpoint=http://s3.example:3900&region=garage'
+
+On any number of hosts, which share the work: the same with
+  export REPARTO_BALANCER_BUS=amqp://reparto:PASSWORD@rabbitmq.example
 
 The file has the flags' names with underscores, times and sizes as on the command line:
   policy = \"weighted\"
@@ -66,12 +69,28 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", env = "REPARTO_BALANCER_DATA")]
     data: Option<PathBuf>,
 
+    /// Where background tasks are kept: sqlite:PATH, a file of its own folder, or postgres://USER:PASSWORD@HOST/DATABASE,
+    /// which balancers share: with --bus they work side by side, without it one leads, and the others stand by and take
+    /// over [default: a file in the data folder]
+    #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_STORE", hide_env_values = true)]
+    store: Option<String>,
+
+    /// Where payloads and results beyond --blob-threshold are kept: file:DIR or s3://BUCKET?endpoint=URL&region=NAME,
+    /// with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY [default: a folder in the data folder]
+    #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BLOBS", hide_env_values = true)]
+    blobs: Option<String>,
+
+    /// Share background tasks with other balancers over RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST. Needs --store
+    /// postgres://... and --blobs that all of them reach
+    #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BUS", hide_env_values = true)]
+    bus: Option<String>,
+
     /// Keep nothing: background tasks are refused with `store_unavailable`
-    #[arg(long, conflicts_with = "data", env = "REPARTO_BALANCER_NO_DATA")]
+    #[arg(long, conflicts_with_all = ["data", "store", "blobs"], env = "REPARTO_BALANCER_NO_DATA")]
     no_data: bool,
 
-    /// When a background task counts as durable: fsync, or interval:50ms and the like, which survives SIGKILL but may
-    /// lose the last interval in a power failure [default: fsync]
+    /// When a background task counts as durable in the embedded store: fsync, or interval:50ms and the like, which
+    /// survives SIGKILL but may lose the last interval in a power failure [default: fsync]
     #[arg(long, value_name = "fsync|interval:TIME", env = "REPARTO_BALANCER_DURABILITY")]
     durability: Option<Durability>,
 
@@ -79,7 +98,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = parse::duration, env = "REPARTO_BALANCER_KEEP_RESULTS")]
     keep_results: Option<Duration>,
 
-    /// Payloads and results of background tasks beyond this size become files of their own [default: 256KiB]
+    /// Payloads and results of background tasks beyond this size go to the blob store [default: 256KiB]
     #[arg(long, value_name = "SIZE", value_parser = parse::size, env = "REPARTO_BALANCER_BLOB_THRESHOLD")]
     blob_threshold: Option<u64>,
 
@@ -166,6 +185,9 @@ struct File {
     clients: Option<String>,
     workers: Option<String>,
     data: Option<PathBuf>,
+    store: Option<String>,
+    blobs: Option<String>,
+    bus: Option<String>,
     no_data: Option<bool>,
     durability: Option<String>,
     keep_results: Option<Span>,
@@ -225,21 +247,27 @@ impl<'de> Deserialize<'de> for Size {
 
 /// Runs the balancer until a signal stops it.
 pub(crate) fn run(args: Args) -> ExitCode {
+    title::hide_passwords(&args);
     let settings = match read_config(args.config.as_deref()).and_then(|file| settings(&args, &file)) {
         Ok(settings) => settings,
         Err(sentence) => return fail(WRONG_USAGE, &sentence),
     };
-    let settings = within_open_files(settings, raise_open_files_limit());
-    let balancer = match Balancer::bind(settings) {
-        Ok(balancer) => balancer,
-        Err(error @ reparto_balancer::BalancerError::Setting { .. }) => {
-            return fail(WRONG_USAGE, &error.to_string());
-        }
+    let signals = match signals::catch() {
+        Ok(signals) => signals,
+        Err(error) => return fail(FAILED, &format!("signals cannot be caught: {error}")),
+    };
+    let store = match open_store(&settings, &signals) {
+        Ok(Waited::Open(store)) => store,
+        Ok(Waited::Stopped) => return ExitCode::SUCCESS,
         Err(error) => return fail(FAILED, &error.to_string()),
     };
-    if let Err(error) = stop_on_signals(balancer.handle()) {
-        return fail(FAILED, &format!("signals cannot be caught: {error}"));
-    }
+    let settings = within_open_files(settings, raise_open_files_limit());
+    let balancer = match Balancer::bind_with(settings, store) {
+        Ok(balancer) => balancer,
+        Err(error @ BalancerError::Setting { .. }) => return fail(WRONG_USAGE, &error.to_string()),
+        Err(error) => return fail(FAILED, &error.to_string()),
+    };
+    signals.stop_from_now_on(balancer.handle());
     if let Err(error) = say_ready(&balancer) {
         return fail(FAILED, &format!("standard output cannot be written to: {error}"));
     }
@@ -247,6 +275,50 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(FAILED, &error.to_string()),
     }
+}
+
+/// What came of waiting for a store.
+enum Waited {
+    /// It is open, or none was asked for.
+    Open(Option<OpenedStore>),
+    /// A signal came first.
+    Stopped,
+}
+
+/// Opens the store. While it has to be waited for, it says so on standard error.
+fn open_store(settings: &Settings, signals: &signals::Signals) -> Result<Waited, BalancerError> {
+    settings.check()?;
+    let Some(store) = &settings.store else { return Ok(Waited::Open(None)) };
+    let mut stood_by = false;
+    let report = |standby: &Standby| {
+        stood_by = true;
+        tell(&match standby {
+            Standby::Waiting { leader } => {
+                format!(
+                    "standing by: {leader} leads at {}, and this one takes over when it is gone",
+                    store.store
+                )
+            }
+            Standby::Unreachable { reason } => format!("waiting for the database: {reason}"),
+            other => format!("waiting for the database: {other:?}"),
+        });
+    };
+    let opened = store.open(report, || !signals.asked_to_stop())?;
+    match opened {
+        Some(opened) => {
+            if stood_by {
+                tell("leads now");
+            }
+            Ok(Waited::Open(Some(opened)))
+        }
+        None => Ok(Waited::Stopped),
+    }
+}
+
+/// Tells whoever looks at standard error, whatever the log's level.
+fn tell(sentence: &str) {
+    eprintln!("reparto balancer: {sentence}");
+    log::info!("{sentence}");
 }
 
 fn fail(code: u8, sentence: &str) -> ExitCode {
@@ -260,23 +332,15 @@ fn say_ready(balancer: &Balancer) -> std::io::Result<()> {
     out.flush()
 }
 
-/// The first signal stops the balancer in good order, the second at once.
-fn stop_on_signals(handle: Handle) -> Result<(), ctrlc::Error> {
-    let again = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        if again.swap(true, Ordering::AcqRel) {
-            std::process::exit(INTERRUPTED);
-        }
-        handle.shutdown();
-    })
-}
-
 fn read_config(path: Option<&Path>) -> Result<File, String> {
     let Some(path) = path else { return Ok(File::default()) };
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("the configuration file {} cannot be read: {error}", path.display()))?;
-    toml::from_str(&text)
-        .map_err(|error| format!("the configuration file {} is wrong: {error}", path.display()))
+    // The line at fault is shown, and may hold a password.
+    toml::from_str(&text).map_err(|error| {
+        let shown = without_passwords(&error.to_string());
+        format!("the configuration file {} is wrong: {shown}", path.display())
+    })
 }
 
 /// Puts the settings together: a flag or variable, or else the file, or else the default.
@@ -317,30 +381,8 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
             UnknownActionName::Reject => UnknownAction::Reject,
         };
     }
-    settings.store = store_settings(args, file)?;
+    settings.store = store::settings(args, file)?;
     Ok(settings)
-}
-
-/// Where background tasks are kept, if they are. A flag for a folder goes before a file that wants none.
-fn store_settings(args: &Args, file: &File) -> Result<Option<StoreSettings>, String> {
-    if args.no_data || (args.data.is_none() && file.no_data == Some(true)) {
-        return Ok(None);
-    }
-    let folder = args.data.clone().or_else(|| file.data.clone());
-    let mut store = StoreSettings::new(folder.unwrap_or_else(|| PathBuf::from(DATA_FOLDER)));
-    let durability = match &file.durability {
-        Some(text) => Some(text.parse::<Durability>().map_err(|error| error.to_string())?),
-        None => None,
-    };
-    set(&mut store.durability, args.durability, durability);
-    set(&mut store.keep_results, args.keep_results, file.keep_results.map(|span| span.0));
-    if let Some(size) = args.blob_threshold.or(file.blob_threshold.map(|size| size.0)) {
-        if size > MOST_BLOB_THRESHOLD {
-            return Err(format!("--blob-threshold {size} is more than a row can hold, 16MiB"));
-        }
-        store.blob_threshold = usize::try_from(size).unwrap_or(usize::MAX);
-    }
-    Ok(Some(store))
 }
 
 fn set<T>(place: &mut T, flag: Option<T>, file: Option<T>) {
@@ -404,23 +446,6 @@ mod tests {
         assert_eq!(settings.scheduler.heartbeat, Duration::from_secs(5));
         assert_eq!(settings.reactors, 2);
         assert_eq!(settings.clients.port(), 8888);
-    }
-
-    #[test]
-    fn the_data_folder_is_the_flags_then_the_files_then_the_usual_one_and_may_be_none() {
-        let folder = |args: &Args, text: &str| {
-            let settings = settings(args, &file(text).expect("a good file")).expect("good settings");
-            settings.store.map(|store| store.folder)
-        };
-        let flag = Args { data: Some("flag".into()), ..Args::default() };
-        assert_eq!(folder(&flag, "data = \"file\""), Some("flag".into()));
-        assert_eq!(folder(&flag, "no_data = true"), Some("flag".into()));
-        assert_eq!(folder(&Args::default(), "data = \"file\""), Some("file".into()));
-        assert_eq!(folder(&Args::default(), ""), Some("reparto-data".into()));
-        assert_eq!(folder(&Args::default(), "no_data = true"), None);
-        assert_eq!(folder(&Args { no_data: true, ..Args::default() }, "data = \"file\""), None);
-        let wrong = file("durability = \"never\"").expect("its form is right");
-        assert!(settings(&Args::default(), &wrong).is_err_and(|error| error.contains("'never'")));
     }
 
     #[test]

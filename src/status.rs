@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
-use reparto_client::{ActionStatus, Client, ErrorCode, Status, WorkerStatus};
+use reparto_client::{ActionStatus, Client, EngineStatus, ErrorCode, Status, WorkerStatus};
 
 use crate::client_side::{
     BalancerArgs, EXIT_FAILED, EXIT_NO_BALANCER, EXIT_OK, complain, no_balancer, printable, with_hint,
 };
+use crate::parse;
 use crate::table::{BOLD, Look, cut, one_line, table};
 
 /// While watching, a balancer that is lost is looked for this long.
@@ -24,7 +25,8 @@ const ACTIONS_WIDTH: usize = 48;
 
 /// Show the workers, actions and counts of a running balancer.
 ///
-/// Workers: tasks run at once, in flight now, done and failed since they registered, mean time a task, state and
+/// Store and blobs: where background tasks and their large results are kept, whether that can be used, and what waits
+/// to be written. Workers: tasks run at once, in flight now, done and failed since they registered, mean time a task, state and
 /// actions. Actions: workers that offer them, tasks that wait and that run. Colours are left out when NO_COLOR is
 /// set or the output is no terminal.
 #[derive(clap::Args, Debug)]
@@ -150,6 +152,9 @@ pub(crate) fn text(report: &Status, address: &str, look: Look) -> String {
         count(totals.workers_lost),
         HumanBytes(totals.bytes),
     );
+    for engine in &report.engines {
+        let _ = writeln!(text, "{}", engine_line(engine, look));
+    }
     text.push('\n');
     if report.workers.is_empty() {
         text.push_str("no workers; start one with `reparto worker`\n");
@@ -165,6 +170,22 @@ pub(crate) fn text(report: &Status, address: &str, look: Look) -> String {
         table(&mut text, look, &heads, &[0], rows.collect(), report.actions.len());
     }
     text
+}
+
+/// What an engine is, where, how it does, and what waits for it.
+fn engine_line(engine: &EngineStatus, look: Look) -> String {
+    let role = look.paint(BOLD, &one_line(&engine.role));
+    // As wide as the heads above it.
+    let space = " ".repeat(9_usize.saturating_sub(engine.role.chars().count()).max(1));
+    let since = engine.since_ms.map(|ms| format!(" since {}", parse::shown_moment(ms))).unwrap_or_default();
+    let message = engine.message.as_ref().map(|text| format!(": {}", one_line(text))).unwrap_or_default();
+    format!(
+        "{role}{space}{}, {}{since}, {} operations wait ({}){message}",
+        one_line(&engine.place),
+        one_line(&engine.state),
+        HumanCount(engine.waiting),
+        HumanBytes(engine.waiting_bytes),
+    )
 }
 
 fn worker_row(worker: &WorkerStatus) -> Vec<String> {
@@ -251,6 +272,33 @@ mod tests {
         );
         assert_eq!(lines[9..], ["ACTION  WORKERS  QUEUED  RUNNING", "upper         3       7        2"]);
         assert!(!text.contains('\x1b'), "no colours, and no escapes of a worker's own");
+    }
+
+    #[test]
+    fn each_engine_has_a_line_that_says_how_it_does_and_what_waits_for_it() {
+        let engine = |role: &str, state: &str| EngineStatus {
+            role: role.into(),
+            place: "postgres://ana:***@db/tasks".into(),
+            state: state.into(),
+            ..EngineStatus::default()
+        };
+        assert_eq!(
+            engine_line(&engine("store", "ok"), PLAIN),
+            "store    postgres://ana:***@db/tasks, ok, 0 operations wait (0 B)"
+        );
+        let lost = EngineStatus {
+            since_ms: Some(1_000_000),
+            message: Some("connection refused\n".into()),
+            waiting: 1200,
+            waiting_bytes: 2048,
+            ..engine("blobs", "unreachable")
+        };
+        let line = engine_line(&lost, PLAIN);
+        assert!(
+            line.starts_with("blobs    postgres://ana:***@db/tasks, unreachable since 1970-01-01 "),
+            "{line}"
+        );
+        assert!(line.ends_with(", 1,200 operations wait (2.00 KiB): connection refused "), "{line}");
     }
 
     #[test]

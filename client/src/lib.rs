@@ -157,5 +157,5 @@ pub use config::{
 pub use error::{ClientError, ConnectAttempt, ConnectError, ConnectFailure, TaskFailure, TaskOutcome};
 pub use handle::{ProgressReport, Reply, TaskHandle};
 pub use reparto_protocol::{ErrorCode, TaskState};
-pub use status::{ActionStatus, Status, Totals, WorkerStatus};
+pub use status::{ActionStatus, EngineStatus, Status, Totals, WorkerStatus};
 pub use task_id::{BadTaskId, TaskId};

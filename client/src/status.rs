@@ -24,6 +24,8 @@ pub struct Status {
     pub policy: String,
     /// What it has done and holds.
     pub totals: Totals,
+    /// What it keeps background tasks in, and how that does; none when it keeps none.
+    pub engines: Vec<EngineStatus>,
     /// Its workers.
     pub workers: Vec<WorkerStatus>,
     /// The actions that it knows.
@@ -62,6 +64,28 @@ pub struct Totals {
     pub requeued: u64,
     /// Workers lost with work in hand, or silent too long.
     pub workers_lost: u64,
+}
+
+/// How a store, or another engine that a balancer depends on, does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineStatus {
+    /// What it is for: `store` or `blobs`.
+    pub role: String,
+    /// `sqlite`, `postgres`, `file` or `s3`.
+    pub kind: String,
+    /// Where it is, without a password.
+    pub place: String,
+    /// `ok`; `unreachable`, and tried again; or `failed` for good.
+    pub state: String,
+    /// Since when it is not `ok`, in milliseconds since 1970.
+    pub since_ms: Option<u64>,
+    /// Why it is not.
+    pub message: Option<String>,
+    /// Operations that wait for it.
+    pub waiting: u64,
+    /// Their bytes.
+    pub waiting_bytes: u64,
 }
 
 /// What a worker is doing.

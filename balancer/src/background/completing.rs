@@ -6,7 +6,9 @@ use bytes::Bytes;
 use reparto_protocol::{ErrorCode, TaskState};
 
 use super::waits::Wait;
-use super::{Keeper, Look, Outlet, Pending, Tie, UPKEEP_STEP, describe, fail, micros, wall_clock};
+use super::{
+    Keeper, LOOK_AGAIN, Look, Outlet, Pending, Tie, UPKEEP_STEP, describe, fail, micros, wall_clock,
+};
 use crate::scheduler::{BackgroundTask, Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
 use crate::storage::{
     Answer, Body, Completion, Failure, Operation, Outcome, Page, Query, Reply, StoreError, StoredTask,
@@ -185,6 +187,12 @@ impl Keeper {
             | Pending::History { peer, id, .. }
             | Pending::List { peer, id } => fail(out, peer, id, code, error.to_string()),
             Pending::Look(task, look) => match look {
+                Look::Outcome(number) if error.is_passing() && self.waits.goes_on(number, now) => {
+                    if self.unanswered.is_empty() {
+                        self.ask_again_at = now.after(LOOK_AGAIN);
+                    }
+                    self.unanswered.push(number);
+                }
                 Look::Outcome(number) => {
                     if let Some(wait) = self.waits.remove(number) {
                         fail(out, wait.peer, wait.id, code, error.to_string());

@@ -18,7 +18,10 @@
 mod ask;
 mod completing;
 mod describe;
+mod engines;
 mod noted;
+mod opening;
+mod places;
 mod settings;
 mod sharing;
 mod waits;
@@ -32,7 +35,10 @@ use bytes::Bytes;
 use reparto_protocol::{ErrorCode, TaskState, limits};
 
 pub use ask::{Ask, NewBackgroundTask};
+pub use engines::{EngineState, EngineStatus};
 pub(crate) use noted::{Noted, Outlet};
+pub use opening::OpenedStore;
+pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords};
 pub use settings::StoreSettings;
 pub use sharing::SharingSettings;
 use sharing::{Claimant, Sharing};
@@ -41,9 +47,8 @@ use walk::Walk;
 
 use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
-    Backoff, Body, FailedAttempt, Failure, FileBlobs, Filter, IdempotencyKey, NewTask, Operation, Outcome,
-    Query, Request, SqliteStore, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds,
-    ToPublish,
+    Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
+    Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds, ToPublish,
 };
 
 /// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
@@ -55,6 +60,8 @@ const MOST_LOOKS: usize = 65_536;
 const UPKEEP: Duration = Duration::from_secs(10);
 /// How soon the next step of it comes where there may be more.
 const UPKEEP_STEP: Duration = Duration::from_millis(50);
+/// How soon a store that could not say how a task has ended is asked again for those who wait.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Rows that a step of it looks at.
 const UPKEEP_ROWS: usize = 1000;
 /// Tasks in a page that a client asks for.
@@ -163,6 +170,9 @@ pub(crate) struct Keeper {
     /// Questions that wait for room among the store's.
     looks: VecDeque<(TaskId, Look)>,
     waits: Waits,
+    /// Those who wait though the store could not be asked, and when it is asked again.
+    unanswered: Vec<u64>,
+    ask_again_at: Time,
     walk: Walk,
     /// Tasks whose payload is being read, on their way into the window.
     loading: HashSet<TaskId>,
@@ -187,23 +197,20 @@ fn micros(time: Duration) -> i64 {
 }
 
 impl Keeper {
-    /// Opens the store. `wake` is called from its threads when there is something to take.
+    /// Sets opened stores to work. `wake` is called from their threads when there is something to take.
     ///
     /// # Errors
-    /// The folder is in use, cannot be made, or what is in it cannot be read.
-    pub(crate) fn open(
-        settings: StoreSettings,
+    /// A thread or a second connection cannot be had.
+    pub(crate) fn start(
+        opened: OpenedStore,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Result<Keeper, StoreError> {
-        let store = SqliteStore::open(&settings.folder, settings.durability)?;
-        let blobs = settings.folder.join("blobs");
-        let blobs = FileBlobs::open(&blobs).map_err(|error| StoreError::Open {
-            place: blobs.display().to_string(),
-            reason: error.to_string(),
-        })?;
+        let OpenedStore { settings, store, blobs, sharing } = opened;
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
+        let sharing = sharing.map(|sharing| sharing::start(sharing, &wake)).transpose()?;
         let threads =
             StorageSettings { blob_threshold: settings.blob_threshold, ..StorageSettings::default() };
-        let storage = Storage::start(Box::new(store), Some(Arc::new(blobs)), threads, wake)?;
+        let storage = Storage::start(store, Some(blobs), threads, move || wake())?;
         Ok(Keeper {
             walk: Walk::new(settings.claim_time),
             settings,
@@ -215,6 +222,8 @@ impl Keeper {
             held_back_bytes: 0,
             looks: VecDeque::new(),
             waits: Waits::default(),
+            unanswered: Vec::new(),
+            ask_again_at: Time(0),
             loading: HashSet::new(),
             // What was due while nobody was here is taken first.
             next_due: Some(0),
@@ -222,7 +231,7 @@ impl Keeper {
             ties: 0,
             upkeep_at: Time(0),
             stopping: false,
-            sharing: None,
+            sharing,
         })
     }
 
@@ -450,6 +459,7 @@ impl Keeper {
             self.complete(scheduler, now, completion, out);
         }
         self.expire(now, out);
+        self.look_again(now, out);
         self.look_after_the_old(now);
         if self.sharing.is_some() {
             self.share(scheduler, now, out);
@@ -536,6 +546,9 @@ impl Keeper {
             }
             Err(error) => error.to_string(),
         };
+        if storage.failure().is_some() {
+            return self.give_up_requests(&refused, out);
+        }
         let (pending, requests, ties) = (&mut self.pending, &mut self.requests, &mut self.ties);
         requests.retain(|request| {
             if !matches!(request.operation, Operation::Accept(_)) {
@@ -550,10 +563,40 @@ impl Keeper {
         self.held_back_bytes = requests.iter().map(|request| request.operation.memory()).sum();
     }
 
+    /// The store takes nothing any more, for good. Clients are told; what was to be recorded is open there.
+    fn give_up_requests<E: Outlet>(&mut self, refused: &str, out: &mut E) {
+        let mut unrecorded = 0;
+        for request in std::mem::take(&mut self.requests) {
+            match self.pending.remove(&request.token) {
+                Some(Pending::Accept { peer, id, client, .. }) => {
+                    self.ties -= usize::from(client != Tie::None);
+                    fail(out, peer, id, ErrorCode::StoreUnavailable, refused.to_owned());
+                }
+                Some(
+                    Pending::Cancel { peer, id, .. }
+                    | Pending::Retry { peer, id, .. }
+                    | Pending::Drop { peer, id, .. },
+                ) => fail(out, peer, id, ErrorCode::StoreUnavailable, refused.to_owned()),
+                Some(Pending::Record { .. }) => unrecorded += 1,
+                _ => {}
+            }
+        }
+        self.held_back_bytes = 0;
+        if unrecorded > 0 {
+            log::error!("what became of {unrecorded} background tasks is not recorded; they will run again");
+        }
+    }
+
+    /// Why the store has stopped for good; `None` while it has not.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.storage.as_ref().and_then(Storage::failure)
+    }
+
     /// Why the store takes no new task now.
     fn trouble(&self) -> String {
         let status = self.storage.as_ref().map(Storage::status).unwrap_or_default();
-        let why = status.trouble.map_or_else(String::new, |trouble| format!(": {trouble}"));
+        let why = self.storage.as_ref().and_then(Storage::trouble);
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
         format!(
             "the store has {} operations to write and takes no more until some are done{why}",
             status.waiting
@@ -565,6 +608,21 @@ impl Keeper {
         while let Some(number) = self.waits.take_due(now) {
             if let Some(task) = self.waits.get(number).map(|wait| wait.task) {
                 self.look(task, Look::Outcome(number), out);
+            }
+        }
+    }
+
+    /// Has the store asked again for those who wait, once it can be used.
+    fn look_again<E: Outlet>(&mut self, now: Time, out: &mut E) {
+        if self.unanswered.is_empty() || now < self.ask_again_at {
+            return;
+        }
+        self.ask_again_at = now.after(LOOK_AGAIN);
+        if self.storage.as_ref().is_some_and(|storage| storage.trouble().is_none()) {
+            for number in std::mem::take(&mut self.unanswered) {
+                if let Some(task) = self.waits.get(number).map(|wait| wait.task) {
+                    self.look(task, Look::Outcome(number), out);
+                }
             }
         }
     }
@@ -607,8 +665,12 @@ impl Keeper {
         // A store that took nothing is tried again, also if nothing else happens.
         let again = (!self.requests.is_empty() || !self.looks.is_empty())
             .then(|| now.after(Duration::from_millis(5)));
+        let unanswered = (!self.unanswered.is_empty()).then_some(self.ask_again_at);
         let sharing = self.sharing.as_ref().map(|sharing| sharing.next_time());
-        [self.waits.next_time(), due, walk, again, sharing, Some(self.upkeep_at)].into_iter().flatten().min()
+        [self.waits.next_time(), due, walk, again, unanswered, sharing, Some(self.upkeep_at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The balancer stops: nobody waits any more. What is open stays in the store.
@@ -625,20 +687,28 @@ impl Keeper {
         }
     }
 
-    /// Whether everything that was handed to the store is answered.
+    /// Whether everything that was handed to the store is answered, or will never be.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.requests.is_empty()
-            && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
-            && !self.pending.values().any(|pending| {
-                matches!(pending, Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. })
-            })
+        self.failure().is_some()
+            || self.requests.is_empty()
+                && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
+                && !self.pending.values().any(|pending| {
+                    matches!(
+                        pending,
+                        Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. }
+                    )
+                })
     }
 }
 
 impl Drop for Keeper {
     /// Waits until all that was taken is durable, and closes the store.
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.storage.take().map(Storage::stop) {
+        // A store that has failed before has said so.
+        let failed = self.failure().is_some();
+        if let Some(Err(error)) = self.storage.take().map(Storage::stop)
+            && !failed
+        {
             log::error!("the store was not closed in good order: {error}");
         }
     }

@@ -58,6 +58,11 @@ impl Waits {
         self.waits.get(&number)
     }
 
+    /// Whether he waits on, and not only for an answer.
+    pub(super) fn goes_on(&self, number: u64, now: Time) -> bool {
+        self.waits.get(&number).is_some_and(|wait| wait.lasts || wait.until.is_some_and(|until| until > now))
+    }
+
     pub(super) fn remove(&mut self, number: u64) -> Option<Wait> {
         let wait = self.waits.remove(&number)?;
         if let Some(of_task) = self.by_task.get_mut(&wait.task) {

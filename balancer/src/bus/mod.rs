@@ -21,7 +21,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -144,8 +144,8 @@ pub struct BusStatus {
     pub unconfirmed: usize,
     /// Their bytes.
     pub unconfirmed_bytes: usize,
-    /// Why it cannot be used now; `None` when it can.
-    pub trouble: Option<String>,
+    /// Why it cannot be used now, and since when; `None` when it can.
+    pub trouble: Option<(String, SystemTime)>,
 }
 
 /// What the publishing thread is told.
@@ -174,12 +174,12 @@ struct Shared {
     unconfirmed_bytes: AtomicUsize,
     stopping: AtomicBool,
     /// Why the publishing and the consuming thread have no connection.
-    troubles: [Mutex<Option<String>>; 2],
+    troubles: [Mutex<Option<(String, SystemTime)>>; 2],
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Shared {
-    fn trouble(&self, thread: usize) -> MutexGuard<'_, Option<String>> {
+    fn trouble(&self, thread: usize) -> MutexGuard<'_, Option<(String, SystemTime)>> {
         // A text that a panicking thread was about to replace is as good as another.
         self.troubles[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }

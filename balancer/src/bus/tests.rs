@@ -326,7 +326,7 @@ fn a_queue_that_is_not_there_does_not_keep_other_consumers_from_their_work() {
     let delivery = rig.delivery(2);
     rig.take(delivery.tag);
     let until = Instant::now() + PATIENCE;
-    while !rig.bus.status().trouble.is_some_and(|trouble| trouble.contains(&*missing.name)) {
+    while !rig.bus.status().trouble.is_some_and(|(reason, _)| reason.contains(&*missing.name)) {
         assert!(Instant::now() < until);
         thread::sleep(Duration::from_millis(10));
     }

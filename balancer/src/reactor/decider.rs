@@ -9,6 +9,7 @@ use super::{BalancerError, Handle};
 use crate::background::{Ask, Keeper};
 use crate::dialect::{self, Listener};
 use crate::scheduler::{Event, Peer, Scheduler, Time};
+use crate::storage::StoreError;
 
 /// Whatever takes a reactor's events, and has its effects carried out.
 pub(super) trait Decider {
@@ -39,6 +40,11 @@ pub(super) trait Decider {
     /// Whether the store has answered all that it must before the balancer ends.
     fn is_quiet(&self) -> bool {
         true
+    }
+
+    /// Why the balancer cannot go on; `None` while it can.
+    fn failure(&self) -> Option<BalancerError> {
+        None
     }
 
     /// When [`tick`](Self::tick) is next needed.
@@ -91,6 +97,15 @@ pub(super) trait Decider {
     fn stopped(&mut self) {}
 }
 
+/// Why a balancer with these stores cannot go on. Only that another leads ends it: without a store that is broken, or
+/// away, foreground tasks go on.
+pub(super) fn failure_of(keeper: Option<&Keeper>) -> Option<BalancerError> {
+    match keeper?.failure()? {
+        fenced @ StoreError::Fenced { .. } => Some(fenced.into()),
+        _ => None,
+    }
+}
+
 /// The scheduler, on the only reactor of its balancer.
 #[derive(Debug)]
 pub(super) struct Alone {
@@ -130,7 +145,12 @@ impl Decider for Alone {
     }
 
     fn report(&mut self, net: &mut Net, _: Peer, _: u64, offset: u32, limit: u32) -> Option<Bytes> {
-        Some(dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit))
+        let engines = self.keeper.as_ref().map(|keeper| keeper.engines()).unwrap_or_default();
+        Some(dialect::status_report(&net.context, net.now, &self.scheduler, &engines, (offset, limit)))
+    }
+
+    fn failure(&self) -> Option<BalancerError> {
+        failure_of(self.keeper.as_deref())
     }
 
     fn next_timer(&self, now: Time) -> Option<Time> {

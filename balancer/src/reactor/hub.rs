@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::decider::Decider;
+use super::decider::{Decider, failure_of};
 use super::exchange::{
     Batch, Bell, EffectBatch, EventBatch, Farewells, Inbox, Numbering, Outbox, Said, Sent, peer_mut,
 };
@@ -151,8 +151,7 @@ impl Hub {
                 Said::Event(event) => self.handle(net, event),
                 Said::Ask { peer, ask } => self.ask(net, peer, ask.clone()),
                 Said::Status { peer, id, offset, limit } => {
-                    let report =
-                        dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit);
+                    let report = self.status_report(net, offset, limit);
                     let (_, peer) = self.numbering.inside(peer);
                     self.outboxes[from].batch.report(peer, id, report);
                 }
@@ -184,6 +183,11 @@ impl Hub {
                 return Ok(());
             }
         }
+    }
+
+    fn status_report(&self, net: &Net, offset: u32, limit: u32) -> Bytes {
+        let engines = self.keeper.as_ref().map(|keeper| keeper.engines()).unwrap_or_default();
+        dialect::status_report(&net.context, net.now, &self.scheduler, &engines, (offset, limit))
     }
 
     fn ended(&self, front: usize) -> BalancerError {
@@ -257,7 +261,11 @@ impl Decider for Hub {
     }
 
     fn report(&mut self, net: &mut Net, _: Peer, _: u64, offset: u32, limit: u32) -> Option<Bytes> {
-        Some(dialect::status_report(&net.context, net.now, &self.scheduler, offset, limit))
+        Some(self.status_report(net, offset, limit))
+    }
+
+    fn failure(&self) -> Option<BalancerError> {
+        failure_of(self.keeper.as_deref())
     }
 
     fn next_timer(&self, now: Time) -> Option<Time> {

@@ -73,6 +73,9 @@ mod writing;
 pub use error::BalancerError;
 pub use settings::{MOST_REACTORS, Settings, raise_open_files_limit};
 
+use crate::background::OpenedStore;
+#[cfg(doc)]
+use crate::background::StoreSettings;
 use starting::Reactors;
 
 /// A balancer that listens, and serves once [`run`](Self::run) is called.
@@ -85,13 +88,33 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Listens for clients and for workers. Those who connect are served once [`run`](Self::run) is called.
+    /// Opens the store, if there is to be one, and listens for clients and for workers. Those who connect are served
+    /// once [`run`](Self::run) is called.
+    ///
+    /// Where another balancer leads the store, it waits until this one does; [`bind_with`](Self::bind_with) leaves
+    /// the waiting to the caller.
+    ///
+    /// # Errors
+    /// A setting that makes no sense, a store that cannot be opened, or an address that cannot be listened on.
+    pub fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
+        settings.check()?;
+        let store = match &settings.store {
+            Some(store) => store.open(|_| {}, || true)?,
+            None => None,
+        };
+        starting::bind(settings, store)
+    }
+
+    /// Listens for clients and for workers, with a store that was opened by [`StoreSettings::open`], or with none.
     ///
     /// # Errors
     /// A setting that makes no sense, or an address that cannot be listened on.
-    pub fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
+    pub fn bind_with(mut settings: Settings, store: Option<OpenedStore>) -> Result<Balancer, BalancerError> {
         settings.check()?;
-        starting::bind(settings)
+        if store.is_none() {
+            settings.store = None;
+        }
+        starting::bind(settings, store)
     }
 
     /// Where clients connect, with the port that was picked.
@@ -112,7 +135,8 @@ impl Balancer {
     /// Serves until a handle says stop, and everything is answered and flushed.
     ///
     /// # Errors
-    /// The operating system's event queue fails, or one of several reactors does.
+    /// The operating system's event queue fails, or one of several reactors does; or another balancer has taken over,
+    /// and this one was stopped in good order because of that.
     pub fn run(self) -> Result<(), BalancerError> {
         self.reactors.run()
     }

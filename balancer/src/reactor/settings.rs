@@ -95,7 +95,10 @@ impl Settings {
     }
 
     /// Checks that the settings make sense together.
-    pub(super) fn check(&self) -> Result<(), BalancerError> {
+    ///
+    /// # Errors
+    /// [`BalancerError::Setting`] names the first that does not.
+    pub fn check(&self) -> Result<(), BalancerError> {
         let wrong = |name, reason: String| Err(BalancerError::Setting { name, reason });
         if !(1..=MOST_REACTORS).contains(&self.reactors) {
             return wrong("reactors", format!("is {}, but must be 1 to {MOST_REACTORS}", self.reactors));

@@ -18,7 +18,7 @@ use super::net::Net;
 use super::totals::Totals;
 use super::turn::{Reactor, WAKER};
 use super::{Balancer, BalancerError, Handle, Settings};
-use crate::background::Keeper;
+use crate::background::{Keeper, OpenedStore};
 use crate::scheduler::Scheduler;
 
 /// The reactors of a balancer.
@@ -31,7 +31,7 @@ pub(super) enum Reactors {
 }
 
 /// Listens, and puts the reactors together.
-pub(super) fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
+pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Balancer, BalancerError> {
     let (poll, waker) = poll_and_waker()?;
     let handle = Handle { waker: Arc::clone(&waker), shutdown: Arc::new(AtomicBool::new(false)) };
     let acceptors = [
@@ -40,14 +40,14 @@ pub(super) fn bind(settings: Settings) -> Result<Balancer, BalancerError> {
     ];
     let [clients, workers] = acceptors.each_ref().map(Acceptor::address);
     let scheduler = Scheduler::new(settings.scheduler.clone());
-    let keeper = match &settings.store {
+    let keeper = match store {
         Some(store) => {
             let waker = Arc::clone(&waker);
             let wake = move || {
                 // It fails when the balancer is gone, and then nobody waits for it.
                 let _ = waker.wake();
             };
-            Some(Box::new(Keeper::open(store.clone(), wake)?))
+            Some(Box::new(Keeper::start(store, wake)?))
         }
         None => None,
     };
@@ -154,7 +154,7 @@ mod tests {
     fn several(reactors: usize) -> (Reactor<Hub>, Vec<Reactor<Front>>) {
         let any_port = ([127, 0, 0, 1], 0).into();
         let settings = Settings { clients: any_port, workers: any_port, reactors, ..Settings::default() };
-        match bind(settings).expect("free ports").reactors {
+        match bind(settings, None).expect("free ports").reactors {
             Reactors::Several(first, fronts) => (*first, fronts),
             Reactors::One(_) => panic!("{reactors} reactors are several"),
         }

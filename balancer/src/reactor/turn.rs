@@ -81,7 +81,7 @@ impl<D: Decider> Reactor<D> {
             }
             let all_sent = self.turn()?;
             if all_sent && self.left() {
-                return Ok(());
+                return self.decider.failure().map_or(Ok(()), Err);
             }
         }
     }
@@ -90,7 +90,7 @@ impl<D: Decider> Reactor<D> {
     fn turn(&mut self) -> Result<bool, BalancerError> {
         self.decider.receive(&mut self.net)?;
         self.settle();
-        if self.decider.asked_to_stop() && self.stop == Stop::No {
+        if self.stop == Stop::No && self.must_stop() {
             self.begin_stopping();
         }
         self.accept();
@@ -119,6 +119,11 @@ impl<D: Decider> Reactor<D> {
         self.go_on_stopping();
         self.hold_input_to_its_bound();
         self.send()
+    }
+
+    /// Whether it was asked to stop, or cannot go on.
+    fn must_stop(&self) -> bool {
+        self.decider.asked_to_stop() || self.decider.failure().is_some()
     }
 
     /// Sends other reactors what is for them, and before it what this one holds: whoever acts on the one knows the

@@ -33,4 +33,6 @@ pub use task::{
     MAX_BLOB_KEY_LEN, MAX_ERROR_LEN, MAX_KEY_LEN, NewTask, NotATaskId, Outcome, StoredTask, TaskId, TaskIds,
     TaskState,
 };
-pub use threads::{Completion, Query, Reply, Request, Storage, StorageSettings, StorageStatus, SubmitError};
+pub use threads::{
+    Completion, Query, Reply, Request, Storage, StorageSettings, StorageStatus, SubmitError, Trouble,
+};

@@ -127,6 +127,12 @@ impl BlobKey {
         BlobKey(format!("{task}.{what}.{number:016x}").into())
     }
 
+    /// A key that no blob has, to ask a store whether it answers.
+    #[must_use]
+    pub(super) fn probe() -> BlobKey {
+        BlobKey("probe".into())
+    }
+
     /// The task that it belongs to, if [`for_task`](Self::for_task) made it.
     #[must_use]
     pub fn task(&self) -> Option<TaskId> {

@@ -17,7 +17,7 @@ impl Keeper {
             return None;
         }
         let status = bus.status();
-        let why = status.trouble.map_or_else(String::new, |trouble| format!(": {trouble}"));
+        let why = status.trouble.map_or_else(String::new, |(reason, _)| format!(": {reason}"));
         Some(format!(
             "{} tasks wait to be published and no more are taken until some are{why}",
             status.unconfirmed

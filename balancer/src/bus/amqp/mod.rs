@@ -7,7 +7,7 @@ mod consuming;
 mod publishing;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use amiquip::{
     AmqpProperties, AmqpValue, Channel, Connection, ConnectionTuning, FieldTable, QueueDeclareOptions,
@@ -180,21 +180,27 @@ const CONSUMING: usize = 1;
 
 /// Says in the log, once for each outage, that there is no connection, and keeps the reason.
 fn note_trouble(shared: &Shared, thread: usize, error: &BusError) {
-    let mut trouble = shared.trouble(thread);
-    if trouble.is_none() && !shared.is_stopping() {
+    let is_new = keep_trouble(shared, thread, error.to_string());
+    if is_new && !shared.is_stopping() {
         log::error!("{error}; it is tried again until it works");
     }
-    *trouble = Some(error.to_string());
 }
 
 /// Says in the log, once, that a queue cannot be used, and keeps the reason.
 fn note_queue(shared: &Shared, thread: usize, queue: &Queue, reason: &str) {
     let reason = format!("the queue '{}' cannot be used: {reason}", queue.name);
-    let mut trouble = shared.trouble(thread);
-    if trouble.as_ref() != Some(&reason) {
+    if keep_trouble(shared, thread, reason.clone()) {
         log::error!("{reason}; it is tried again until it works");
-        *trouble = Some(reason);
     }
+}
+
+/// Keeps the reason why a thread cannot work, and says whether it is the first since it could.
+fn keep_trouble(shared: &Shared, thread: usize, reason: String) -> bool {
+    let mut trouble = shared.trouble(thread);
+    let is_new = trouble.is_none();
+    let since = trouble.as_ref().map_or_else(SystemTime::now, |(_, since)| *since);
+    *trouble = Some((reason, since));
+    is_new
 }
 
 /// Says that there is a connection again.

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use amiquip::{Channel, Confirm, Connection, ConnectionBlockedNotification, Publish, Return};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
-use super::{Address, Maker, PUBLISHING, Waits, clear_trouble, note_queue, note_trouble, to_amqp};
+use super::{
+    Address, Maker, PUBLISHING, Waits, clear_trouble, keep_trouble, note_queue, note_trouble, to_amqp,
+};
 use crate::bus::{BusEvent, Message, Publishing, QueueKind, Shared};
 
 /// Messages sent and not confirmed, at most; the others wait here.
@@ -138,7 +140,7 @@ impl Publisher {
                 },
                 recv(blocked) -> note => match note {
                     Ok(ConnectionBlockedNotification::Blocked(reason)) => {
-                        *self.shared.trouble(PUBLISHING) = Some(format!("RabbitMQ takes nothing now: {reason}"));
+                        keep_trouble(&self.shared, PUBLISHING, format!("RabbitMQ takes nothing now: {reason}"));
                         line.blocked = true;
                     }
                     Ok(ConnectionBlockedNotification::Unblocked) => {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::background::EngineStatus;
 use crate::dialect::Context;
 use crate::scheduler::{ActionStatus, Policy, Scheduler, Time, Totals, WorkerStatus};
 
@@ -22,6 +23,7 @@ struct Head<'a> {
     uptime_ms: u64,
     policy: &'a str,
     totals: Totals,
+    engines: &'a [EngineStatus],
     workers_total: usize,
     actions_total: usize,
 }
@@ -42,7 +44,13 @@ impl Page {
 /// A page of the report. Both lists begin at `offset` and are cut at the same row, so the next page begins
 /// after the longer of the two. The rows take no more bytes than the largest frame that the balancer takes; what is
 /// around them has room in [`RELAY_SLACK_BYTES`](reparto_protocol::limits::RELAY_SLACK_BYTES).
-pub fn report(context: &Context, now: Time, scheduler: &Scheduler, offset: u32, limit: u32) -> Bytes {
+pub fn report(
+    context: &Context,
+    now: Time,
+    scheduler: &Scheduler,
+    engines: &[EngineStatus],
+    (offset, limit): (u32, u32),
+) -> Bytes {
     let rows = usize::try_from(limit).unwrap_or(MAX_ROWS).min(MAX_ROWS);
     let offset = usize::try_from(offset).unwrap_or(usize::MAX);
     let frame_bytes = usize::try_from(context.max_frame_bytes).unwrap_or(usize::MAX);
@@ -65,6 +73,7 @@ pub fn report(context: &Context, now: Time, scheduler: &Scheduler, offset: u32, 
         uptime_ms: now.0 / 1000,
         policy: policy_name(context.policy),
         totals,
+        engines,
         workers_total: totals.workers,
         actions_total: totals.actions,
     };
@@ -197,7 +206,7 @@ mod tests {
         let most = (max_frame_bytes + limits::RELAY_SLACK_BYTES) as usize;
         let (mut offset, mut seen, mut actions_seen) = (0, BTreeMap::new(), 0);
         loop {
-            let report = report(&context(max_frame_bytes), Time(1), scheduler, offset, u32::MAX);
+            let report = report(&context(max_frame_bytes), Time(1), scheduler, &[], (offset, u32::MAX));
             assert!(HEADER_BYTES + report.len() <= most, "a report of {} bytes", report.len());
             let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
             let rows = |name: &str| report[name].as_array().expect("a list").clone();

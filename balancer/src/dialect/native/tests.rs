@@ -330,7 +330,7 @@ fn a_status_report_is_a_page_of_at_most_a_thousand_rows() {
     let mut seen = std::collections::BTreeSet::new();
     for (offset, rows) in [(0, 1000), (1000, 100), (1100, 0), (u32::MAX, 0)] {
         let mut output = Output::default();
-        let page = status_report(&context(), Time(5_000_000), &scheduler, offset, u32::MAX);
+        let page = status_report(&context(), Time(5_000_000), &scheduler, &[], (offset, u32::MAX));
         report(6, &page, &mut output);
         let mut slices = [std::io::IoSlice::new(&[]); 4];
         let (count, _) = output.slices(&mut slices);

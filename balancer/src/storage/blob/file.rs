@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -15,14 +16,17 @@ const UNFINISHED: &str = "unfinished";
 /// Folders that the files are spread over, so that none gets too large to be read in one go.
 const FOLDERS: u8 = 64;
 
-/// Blobs in a folder. One process at a time may have it, which the data folder's lock sees to.
+/// What is unfinished for this long was left by a crash: writing a blob takes no such time.
+const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
+
+/// Blobs in a folder. Balancers may share it, since no two of them write a blob of the same key.
 #[derive(Debug)]
 pub struct FileBlobs {
     folder: PathBuf,
 }
 
 impl FileBlobs {
-    /// Makes the folder if it is not there, and removes what a crash left unfinished.
+    /// Makes the folder if it is not there, and removes what a crash left unfinished an hour ago or earlier.
     ///
     /// # Errors
     ///
@@ -31,9 +35,7 @@ impl FileBlobs {
         let prepare = || {
             let unfinished = folder.join(UNFINISHED);
             make_folder(&unfinished)?;
-            for file in fs::read_dir(&unfinished)? {
-                fs::remove_file(file?.path())?;
-            }
+            remove_left(&unfinished, SystemTime::now())?;
             for number in 0..FOLDERS {
                 make_folder(&folder.join(folder_name(number)))?;
             }
@@ -58,6 +60,23 @@ impl FileBlobs {
     fn failed(&self, error: io::Error) -> BlobError {
         BlobError::Unavailable { place: self.folder.display().to_string(), reason: error.to_string() }
     }
+}
+
+/// Removes files that have not been written to for so long that nobody can be about to finish them.
+fn remove_left(folder: &Path, now: SystemTime) -> io::Result<()> {
+    for file in fs::read_dir(folder)? {
+        let file = file?;
+        match file.metadata().and_then(|metadata| metadata.modified()) {
+            Ok(written) if now.duration_since(written).is_ok_and(|age| age >= UNFINISHED_AGE) => {
+                if let Err(error) = fs::remove_file(file.path()) {
+                    log::warn!("{} cannot be removed: {error}", file.path().display());
+                }
+            }
+            // Another balancer has just finished it, or is about to.
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn folder_name(number: u8) -> String {
@@ -154,12 +173,15 @@ mod tests {
     blob_conformance!(super::tests::folder);
 
     #[test]
-    fn what_a_crash_left_unfinished_is_removed_at_the_next_start() {
+    fn what_a_crash_left_unfinished_is_removed_once_nobody_can_be_about_to_finish_it() {
         let folder = folder();
         drop(folder.open());
-        let file = folder.0.path().join(UNFINISHED).join("half");
+        let unfinished = folder.0.path().join(UNFINISHED);
+        let file = unfinished.join("half");
         fs::write(&file, "half").unwrap();
         drop(folder.open());
+        assert!(file.exists(), "another balancer may be writing it");
+        remove_left(&unfinished, SystemTime::now() + UNFINISHED_AGE).unwrap();
         assert!(!file.exists());
     }
 }

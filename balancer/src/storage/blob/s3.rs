@@ -55,7 +55,8 @@ impl S3Blobs {
         url: &str,
         credentials: impl FnOnce() -> Result<Credentials, s3::creds::error::CredentialsError>,
     ) -> Result<S3Blobs, BlobError> {
-        let wrong = |reason: String| BlobError::Open { place: url.to_owned(), reason };
+        // What is no URL of ours may hold anything, a password too, so it is not shown.
+        let wrong = |reason: String| BlobError::Open { place: "s3://...".to_owned(), reason };
         let (bucket, prefix, endpoint, region) = read_url(url).map_err(wrong)?;
         let place = format!("s3://{bucket}/{prefix}");
         let wrong = |reason: String| BlobError::Open { place: place.clone(), reason };
@@ -120,6 +121,9 @@ fn read_url(text: &str) -> Result<(String, String, Option<String>, Option<String
     let (mut endpoint, mut region) = (None, None);
     for (name, value) in url.query_pairs() {
         match &*name {
+            "endpoint" if value.contains('@') => {
+                return Err("the endpoint names a user; the key comes from AWS_ACCESS_KEY_ID".to_owned());
+            }
             "endpoint" if value.starts_with("http://") || value.starts_with("https://") => {
                 endpoint = Some(value.trim_end_matches('/').to_owned());
             }
@@ -254,11 +258,13 @@ mod tests {
             ("http://bucket", "s3://BUCKET?endpoint=URL"),
             ("s3://?region=x", "s3://BUCKET?endpoint=URL"),
             ("s3://bucket?endpoint=127.0.0.1", "does not begin with http://"),
+            ("s3://key:secret@bucket", "more than a bucket's name"),
+            ("s3://bucket?endpoint=http://key:secret@host", "names a user"),
             ("s3://bucket?size=3", "'size' is not known"),
             ("s3://bucket?region=nowhere", "name the server with endpoint=URL"),
         ] {
             let error = S3Blobs::with_credentials(url, key).unwrap_err().to_string();
-            assert!(error.contains(wanted), "{url}: {error}");
+            assert!(error.contains(wanted) && !error.contains("secret@"), "{url}: {error}");
         }
     }
 }

@@ -146,7 +146,13 @@ impl PostgresStore {
             return Ok(());
         }
         self.session = None;
-        let mut session = self.address.connect()?;
+        let mut session = self.address.connect().map_err(|error| match error {
+            // It was let in before, so this may be mended while foreground tasks go on.
+            StoreError::Open { place, reason } => {
+                StoreError::Unavailable { reason: format!("{place}: {reason}") }
+            }
+            error => error,
+        })?;
         let error = |error: postgres::Error| self.address.error(&error);
         let client = &mut session.client;
         let mut has_lock: bool =

@@ -122,6 +122,20 @@ impl SqliteStore {
     pub fn open(folder: &Path, durability: Durability) -> Result<SqliteStore, StoreError> {
         let folder = DataFolder::lock(folder)?;
         let path = folder.path().join(DATABASE_FILE);
+        Self::open_in(folder, &path, durability)
+    }
+
+    /// Opens a database's file of any name in a folder that is locked.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_in(
+        folder: DataFolder,
+        path: &Path,
+        durability: Durability,
+    ) -> Result<SqliteStore, StoreError> {
+        let path = path.to_path_buf();
         let connection = schema::open(&path)?;
         let mut store = SqliteStore {
             connection,

@@ -5,16 +5,19 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::writing::Command;
-use super::{Completion, Reply, Request, Shared, lock};
+use super::{Completion, Reply, Request, Shared, Trouble, lock};
 use crate::storage::blob::{self, BlobError, BlobStore};
 use crate::storage::store::{Operation, StoreError, StoreReader};
 use crate::storage::task::{BlobKey, BlobKind, Body, StoredTask, TaskId};
 
 /// How long a result that could not be put waits.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How often a blob store that cannot be used is tried when nothing else is to be done with it.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// What a thread is told.
 pub(super) enum BlobJob {
@@ -43,7 +46,15 @@ pub(super) struct BlobThread {
 
 impl BlobThread {
     pub(super) fn run(self) {
-        while let Ok(job) = self.jobs.recv() {
+        loop {
+            let job = match self.next() {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.noting(self.blobs.get(&BlobKey::probe()));
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             match job {
                 BlobJob::Put(request) => self.put(*request),
                 BlobJob::Get(token, key) => {
@@ -65,9 +76,23 @@ impl BlobThread {
         }
     }
 
+    /// The next job. While the blob store cannot be used, it is waited for no longer than until it is to be tried again:
+    /// otherwise nobody would find out that it is back when nothing is to be put or read.
+    fn next(&self) -> Result<BlobJob, RecvTimeoutError> {
+        let in_trouble = lock(&self.shared.blob_trouble).is_some();
+        if in_trouble {
+            self.jobs.recv_timeout(PROBE)
+        } else {
+            self.jobs.recv().map_err(RecvTimeoutError::from)
+        }
+    }
+
     fn put(&self, mut request: Request) {
         let before = request.operation.memory();
-        match self.put_body(&mut request.operation) {
+        let put = self.put_body(&mut request.operation);
+        self.shared.blobs_waiting.fetch_sub(1, Ordering::AcqRel);
+        self.shared.blobs_waiting_bytes.fetch_sub(before, Ordering::AcqRel);
+        match put {
             Ok(()) => {
                 let after = request.operation.memory();
                 self.shared.waiting_bytes.fetch_sub(before.saturating_sub(after), Ordering::AcqRel);
@@ -135,14 +160,15 @@ impl BlobThread {
         let mut trouble = lock(&self.shared.blob_trouble);
         match done {
             Ok(done) => {
-                *trouble = None;
+                if trouble.take().is_some() {
+                    log::warn!("the blob store can be used again");
+                }
                 Ok(done)
             }
             Err(error) => {
-                if trouble.is_none() {
-                    log::error!("{error}");
+                if Trouble::note(&mut trouble, error.to_string()) {
+                    log::error!("{error}; what needs it waits, or is refused");
                 }
-                *trouble = Some(error.to_string());
                 Err(StoreError::unavailable(error))
             }
         }

@@ -20,7 +20,7 @@ mod writing;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 
@@ -155,8 +155,39 @@ pub struct StorageStatus {
     pub waiting: usize,
     /// Their bytes.
     pub waiting_bytes: usize,
-    /// Why the store or the blob store cannot be used now; `None` when both can.
-    pub trouble: Option<String>,
+    /// Those among them whose payload or result is yet to be put into the blob store, and their bytes.
+    pub blobs_waiting: (usize, usize),
+    /// Why the store cannot be used; `None` when it can.
+    pub trouble: Option<Trouble>,
+    /// Why the blob store cannot be used; `None` when it can.
+    pub blob_trouble: Option<Trouble>,
+}
+
+/// Why a store cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What it says, the last time that it was tried.
+    pub reason: String,
+    /// When it was first seen.
+    pub since: SystemTime,
+    /// It is tried no more.
+    pub for_good: bool,
+}
+
+impl Trouble {
+    /// Notes that something cannot be used, and says whether that is new.
+    fn note(place: &mut Option<Trouble>, reason: String) -> bool {
+        match place {
+            Some(trouble) => {
+                trouble.reason = reason;
+                false
+            }
+            None => {
+                *place = Some(Trouble { reason, since: SystemTime::now(), for_good: false });
+                true
+            }
+        }
+    }
 }
 
 /// What all threads share.
@@ -168,14 +199,20 @@ struct Shared {
     waiting_bytes: AtomicUsize,
     queries: AtomicUsize,
     stopping: AtomicBool,
-    trouble: Mutex<Option<String>>,
-    blob_trouble: Mutex<Option<String>>,
+    /// Of those, the ones for the blob store, and their bytes.
+    blobs_waiting: AtomicUsize,
+    blobs_waiting_bytes: AtomicUsize,
+    trouble: Mutex<Option<Trouble>>,
+    blob_trouble: Mutex<Option<Trouble>>,
+    /// Why the store has stopped for good.
+    failure: Mutex<Option<StoreError>>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Shared {
     fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone().or_else(|| lock(&self.blob_trouble).clone())
+        let reason = |trouble: &Mutex<Option<Trouble>>| lock(trouble).as_ref().map(|it| it.reason.clone());
+        reason(&self.trouble).or_else(|| reason(&self.blob_trouble))
     }
 }
 
@@ -230,8 +267,11 @@ impl Storage {
             waiting_bytes: AtomicUsize::new(0),
             queries: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            blobs_waiting: AtomicUsize::new(0),
+            blobs_waiting_bytes: AtomicUsize::new(0),
             trouble: Mutex::new(None),
             blob_trouble: Mutex::new(None),
+            failure: Mutex::new(None),
             wake: Box::new(wake),
         });
         let blob_jobs = blobs.as_ref().map(|_| bounded(2 * shared.settings.max_waiting + 2 * MAX_QUERIES));
@@ -338,6 +378,8 @@ impl Storage {
                 taken.into_iter().partition::<Vec<_>, _>(|request| is_large(&request.operation, threshold));
             taken = small;
             for request in large {
+                self.shared.blobs_waiting.fetch_add(1, Ordering::AcqRel);
+                self.shared.blobs_waiting_bytes.fetch_add(request.operation.memory(), Ordering::AcqRel);
                 jobs.try_send(BlobJob::Put(Box::new(request))).map_err(|error| stopped(error.is_full()))?;
             }
         }
@@ -394,8 +436,29 @@ impl Storage {
         StorageStatus {
             waiting: self.shared.waiting.load(Ordering::Acquire),
             waiting_bytes: self.shared.waiting_bytes.load(Ordering::Acquire),
-            trouble: self.shared.trouble(),
+            blobs_waiting: (
+                self.shared.blobs_waiting.load(Ordering::Acquire),
+                self.shared.blobs_waiting_bytes.load(Ordering::Acquire),
+            ),
+            trouble: lock(&self.shared.trouble).clone(),
+            blob_trouble: lock(&self.shared.blob_trouble).clone(),
         }
+    }
+
+    /// Why the store cannot be used now, or the blob store; `None` when both can.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
+    /// Why the store has stopped for good; `None` while it has not.
+    #[must_use]
+    pub fn failure(&self) -> Option<StoreError> {
+        // Asked often, so without a lock as long as all is well.
+        if !self.shared.stopping.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.shared.failure).clone()
     }
 
     /// Makes all that was taken durable, closes the store, and returns the completions that were left. Questions

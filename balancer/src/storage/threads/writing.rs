@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::blobs::BlobJob;
-use super::{Completion, Query, Reply, Request, Shared, body_of, leave_job, lock};
+use super::{Completion, Query, Reply, Request, Shared, Trouble, body_of, leave_job, lock};
 use crate::storage::store::{Answer, Operation, Store, StoreError};
 use crate::storage::task::{BlobKey, Body};
 
@@ -183,7 +183,7 @@ impl Writing {
                     if wait == FIRST_RETRY {
                         log::error!("{error}; what was taken waits, and is tried again");
                     }
-                    *lock(&shared.trouble) = Some(error.to_string());
+                    Trouble::note(&mut lock(&shared.trouble), error.to_string());
                     thread::sleep(wait);
                     wait = (wait * 2).min(LAST_RETRY);
                 }
@@ -195,7 +195,9 @@ impl Writing {
     /// The store is of no more use: answers all that waits with the reason, and whatever comes until the stop.
     fn give_up(self, mut gathered: Gathered, error: StoreError) -> Result<(), StoreError> {
         log::error!("the store has stopped: {error}");
-        *lock(&self.shared.trouble) = Some(error.to_string());
+        let trouble = Trouble { reason: error.to_string(), since: SystemTime::now(), for_good: true };
+        *lock(&self.shared.trouble) = Some(trouble);
+        *lock(&self.shared.failure) = Some(error.clone());
         self.shared.stopping.store(true, Ordering::Release);
         loop {
             let mut completions = std::mem::take(&mut gathered.refused);
