@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A panic here is a failed test, in its helpers too.
 
+use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -383,6 +384,27 @@ fn a_recorded_task_has_its_id_before_its_result() {
     go.send(()).unwrap();
     assert_eq!(task.wait().unwrap(), "HOLA");
     assert_eq!(task.wait_task_id(), Some(TaskId::from_bytes(ID)));
+}
+
+#[test]
+fn a_background_task_that_was_sent_and_is_too_late_to_be_sent_again_is_in_doubt_and_not_expired() {
+    let (address, connection) = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let connection = std::thread::spawn(move || listener.accept().unwrap().0);
+        (address, connection)
+    };
+    let client = std::thread::spawn(move || {
+        Client::builder().balancer(address).reconnect_for(PATIENCE).connect().unwrap()
+    });
+    let mut peer = Peer::new(connection.join().unwrap());
+    peer.welcome_with_store();
+    let client = client.join().unwrap();
+    let task = client.task("upper").idempotency_key("k").deadline(SECOND).submit_background().unwrap();
+    peer.next_task().unwrap();
+    // It was read, and perhaps taken in; nobody listens any more.
+    drop(peer);
+    assert_eq!(task.wait().unwrap_err().code, ErrorCode::ConnectionLost);
 }
 
 #[test]
