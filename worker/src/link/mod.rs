@@ -466,12 +466,13 @@ impl State {
     }
 }
 
-/// Moves the next task from `queue` to `running`; one whose deadline has passed is answered instead.
+/// Moves the next task from `queue` to `running`; one whose deadline has passed is handed back instead,
+/// and the balancer ends it.
 fn begin(state: &mut State, cancellation: &mut Cancellation) -> Option<(Job, usize)> {
     while let Some(job) = state.queue.pop_front() {
         state.queued_bytes -= job.payload.len();
         if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            state.answer(job.id, Outcome::Failed, "expired: its deadline passed before it began");
+            state.answer(job.id, Outcome::NotRun, "its deadline passed before it began");
             continue;
         }
         cancellation.renew();
