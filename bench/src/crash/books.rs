@@ -205,13 +205,15 @@ impl Books {
             return;
         }
         *state.counts.entry("refused").or_default() += 1;
-        let is_fine = matches!(
-            failure.code,
+        let is_fine = match failure.code {
             ErrorCode::StoreUnavailable
-                | ErrorCode::ShuttingDown
-                | ErrorCode::QueueFull
-                | ErrorCode::Overloaded
-        );
+            | ErrorCode::ShuttingDown
+            | ErrorCode::QueueFull
+            | ErrorCode::Overloaded => true,
+            // Its time was up before any balancer was reached.
+            ErrorCode::Expired => plan.deadline.is_some(),
+            _ => false,
+        };
         drop(state);
         if !is_fine {
             self.violate(Some(plan.number), format!("it was refused without a good reason: {failure}"));

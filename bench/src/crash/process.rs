@@ -27,6 +27,7 @@ pub(super) struct Member {
     program: PathBuf,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
+    folder: PathBuf,
     log: PathBuf,
     child: Option<Child>,
     /// When it said that it is ready; empty until then.
@@ -55,6 +56,7 @@ impl Member {
     ) -> Member {
         let name = name.into();
         Member {
+            folder: folder.to_owned(),
             log: folder.join(format!("{name}.log")),
             name,
             role,
@@ -92,7 +94,7 @@ impl Member {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         writeln!(log, "--- {} start", super::worker::unix_ms())?;
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments);
+        command.args(&self.arguments).current_dir(&self.folder);
         // What the user set up for a balancer of their own is not what is tried.
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("REPARTO_") && name != "REPARTO_LOG") {
