@@ -46,6 +46,9 @@ On two hosts, one that leads and one that stands by and takes over:
   export REPARTO_BALANCER_STORE=postgres://reparto:PASSWORD@db.example/reparto
   reparto balancer --blobs 's3://reparto?endpoint=http://s3.example:3900&region=garage'
 
+On any number of hosts, which share the work: the same with
+  export REPARTO_BALANCER_BUS=amqp://reparto:PASSWORD@rabbitmq.example
+
 The file has the flags' names with underscores, times and sizes as on the command line:
   policy = \"weighted\"
   max_tasks = 1000000
@@ -67,7 +70,8 @@ pub(crate) struct Args {
     data: Option<PathBuf>,
 
     /// Where background tasks are kept: sqlite:PATH, a file of its own folder, or postgres://USER:PASSWORD@HOST/DATABASE,
-    /// which balancers share: one leads, the others stand by and take over [default: a file in the data folder]
+    /// which balancers share: with --bus they work side by side, without it one leads, and the others stand by and take
+    /// over [default: a file in the data folder]
     #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_STORE", hide_env_values = true)]
     store: Option<String>,
 
@@ -75,6 +79,11 @@ pub(crate) struct Args {
     /// with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY [default: a folder in the data folder]
     #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BLOBS", hide_env_values = true)]
     blobs: Option<String>,
+
+    /// Share background tasks with other balancers over RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST. Needs --store
+    /// postgres://... and --blobs that all of them reach
+    #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BUS", hide_env_values = true)]
+    bus: Option<String>,
 
     /// Keep nothing: background tasks are refused with `store_unavailable`
     #[arg(long, conflicts_with_all = ["data", "store", "blobs"], env = "REPARTO_BALANCER_NO_DATA")]
@@ -178,6 +187,7 @@ struct File {
     data: Option<PathBuf>,
     store: Option<String>,
     blobs: Option<String>,
+    bus: Option<String>,
     no_data: Option<bool>,
     durability: Option<String>,
     keep_results: Option<Span>,

@@ -12,6 +12,8 @@ use reparto_bench::peers::{self, Options, Parts, PeersError, Report, Scenario, S
 use crate::client_side::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, complain};
 use crate::parse;
 
+#[cfg(unix)]
+mod crash;
 mod scale;
 
 /// The exit code after Ctrl-C, as shells say of SIGINT.
@@ -28,6 +30,11 @@ pub(crate) struct Args {
 enum Command {
     Peers(PeersArgs),
     Scale(scale::Args),
+    #[cfg(unix)]
+    Crash(crash::Args),
+    #[cfg(unix)]
+    #[command(hide = true)]
+    CrashWorker(crash::WorkerArgs),
 }
 
 /// Compare Reparto with nats-server, gearmand, and the byte relays HAProxy and nginx.
@@ -140,6 +147,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
     match args.command {
         Command::Peers(args) => run_peers(&args, program, &stop),
         Command::Scale(args) => scale::run(&args, program, stop),
+        #[cfg(unix)]
+        Command::Crash(args) => crash::run(&args, program, stop),
+        #[cfg(unix)]
+        Command::CrashWorker(args) => crash::work(args, &stop),
     }
 }
 
@@ -238,7 +249,7 @@ mod tests {
         let all = ["reparto", "peers"].iter().chain(arguments);
         match Cli::try_parse_from(all).unwrap().args.command {
             Command::Peers(args) => args.options("reparto".into()),
-            Command::Scale(_) => unreachable!("these are the arguments of peers"),
+            _ => unreachable!("these are the arguments of peers"),
         }
     }
 

@@ -19,12 +19,16 @@ use processes::{ProcessIndex, Processes};
 use report::Report;
 use show::Show;
 
+mod background;
 mod drive;
+#[cfg(unix)]
+mod engines;
 mod files;
 mod plan;
 mod processes;
 mod report;
 mod show;
+mod temporary;
 
 /// Tasks that each worker runs at once.
 const THREADS: u32 = 4;
@@ -50,7 +54,12 @@ const INTERRUPTED: u8 = 130;
 Examples:
   reparto demo
   reparto demo --tasks 100000 --workers 8
-  reparto demo --json | jq .reassigned")]
+  reparto demo --json | jq .reassigned
+  reparto demo --background                         a balancer killed, every result fetched
+  reparto demo --engines                            the same across two balancers
+
+--engines takes PostgreSQL, RabbitMQ and S3 from REPARTO_POSTGRES_URL, REPARTO_RABBITMQ_URL, REPARTO_S3_URL and the
+usual AWS variables; without them it brings them up with scripts/services, in Reparto's source tree.")]
 pub(crate) struct Args {
     /// Tasks handed in, 100 to 1000000
     #[arg(long, value_name = "N", default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
@@ -64,9 +73,30 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
+    /// Hands background tasks over, kills the balancer with SIGKILL halfway, starts it again, and fetches every result
+    #[arg(long)]
+    background: bool,
+
+    /// The same across two balancers that share PostgreSQL, RabbitMQ and S3
+    #[cfg(unix)]
+    #[arg(long, conflicts_with = "background")]
+    engines: bool,
+
     /// Gives the summary as one JSON object on standard output
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    #[cfg(unix)]
+    fn wants_engines(&self) -> bool {
+        self.engines
+    }
+
+    #[cfg(not(unix))]
+    fn wants_engines(&self) -> bool {
+        false
+    }
 }
 
 /// Why the demo came to no end.
@@ -92,6 +122,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
     if let Err(error) = end_on_signals(&processes) {
         return fail(&DemoError::Failed(format!("signals cannot be caught: {error}")), &[]);
     }
+    if args.background || args.wants_engines() {
+        return run_background(&args, &processes);
+    }
     let report = match demo(&args, &processes) {
         _ if processes.interrupted() => return fail(&DemoError::Interrupted, &[]),
         Ok(report) => report,
@@ -110,6 +143,36 @@ pub(crate) fn run(args: Args) -> ExitCode {
         let _ = writeln!(errors, "  {line}");
     }
     ExitCode::FAILURE
+}
+
+/// Runs the show of background tasks.
+fn run_background(args: &Args, processes: &Processes) -> ExitCode {
+    let report = match show_background(args, processes) {
+        _ if processes.interrupted() => return fail(&DemoError::Interrupted, &[]),
+        Ok(report) => report,
+        Err(error) => return fail(&error, &processes.errors()),
+    };
+    // Whoever reads may have read enough, and the exit code tells the rest.
+    let _ = report.write(&mut io::stdout().lock(), args.json);
+    let mut errors = io::stderr().lock();
+    for sentence in report.troubles() {
+        let _ = writeln!(errors, "reparto demo: {sentence}");
+    }
+    if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn show_background(args: &Args, processes: &Processes) -> Result<background::Report, DemoError> {
+    #[cfg(unix)]
+    if args.engines {
+        return engines::show(args, processes);
+    }
+    let data = temporary::Folder::new()?;
+    let flags = vec!["--data".to_owned(), data.path().display().to_string()];
+    let balancers = background::Balancers::start(processes, 1, flags, Vec::new())?;
+    let report = background::show(args, processes, balancers);
+    // They write into the folder, which is removed now.
+    processes.kill_all();
+    report
 }
 
 fn fail(error: &DemoError, process_errors: &[String]) -> ExitCode {

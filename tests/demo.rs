@@ -47,6 +47,24 @@ fn the_summary_as_json_accounts_for_every_task() {
 }
 
 #[test]
+fn in_the_background_the_balancer_is_killed_and_every_result_is_fetched() {
+    let output = demo(&["--background", "--tasks", "400", "--workers", "2", "--json"]);
+    let story = text(&output.stderr);
+    assert!(output.status.success(), "{}\n{story}", text(&output.stdout));
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    for count in ["accepted", "fetched", "fetched_again"] {
+        assert_eq!(summary[count], 400, "{count}: {summary}\n{story}");
+    }
+    for count in ["lost", "doubled", "wrong"] {
+        assert_eq!(summary[count], 0, "{count}: {summary}\n{story}");
+    }
+    assert_eq!(summary["kills"], 2);
+    assert!(story.contains("is killed (SIGKILL)") && story.contains("is back"), "{story}");
+    let output = demo(&["--background", "--tasks", "100", "--workers", "2"]);
+    assert!(text(&output.stdout).ends_with("doubled 0 wrong 0\nlost 0\n"), "{}", text(&output.stdout));
+}
+
+#[test]
 fn where_there_are_no_files_the_digests_are_of_made_up_data() {
     let folder = std::env::temp_dir().join(format!("reparto-demo-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder for the test");

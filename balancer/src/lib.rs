@@ -1,12 +1,13 @@
 //! Reparto's balancer: it takes tasks from clients and gives each to the worker best placed to run it.
 //!
-//! Five rooms, each with one duty:
+//! Six rooms, each with one duty:
 //!
 //! - [`scheduler`] decides who runs what, when. No sockets, no clock, no threads.
 //! - [`dialect`] turns bytes into the scheduler's events, and its effects into bytes. No sockets either.
 //! - [`reactor`] moves the bytes: one mio loop over every connection. It decides nothing about tasks.
 //! - [`background`] carries background tasks between clients, scheduler and store.
 //! - [`storage`] keeps background tasks and their results, on threads of its own.
+//! - [`bus`] carries messages to and from other balancers through RabbitMQ, on threads of its own.
 //!
 //! ```
 //! use reparto_balancer::{Balancer, Settings};
@@ -21,10 +22,11 @@
 //! ```
 
 pub mod background;
+pub mod bus;
 pub mod dialect;
 pub mod reactor;
 pub mod scheduler;
 pub mod storage;
 
-pub use background::{BlobPlace, OpenedStore, StorePlace, StoreSettings};
+pub use background::{BlobPlace, OpenedStore, SharingSettings, StorePlace, StoreSettings};
 pub use reactor::{Balancer, BalancerError, Handle, Settings};

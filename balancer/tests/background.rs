@@ -373,6 +373,38 @@ fn a_worker_that_comes_back_goes_on_with_what_it_holds_and_it_costs_no_attempt()
     assert_eq!(first, next);
 }
 
+#[test]
+fn a_task_that_two_workers_name_goes_on_at_one_and_is_refused_to_the_other_also_while_its_payload_is_read() {
+    let folder = folder();
+    let mut settings = with_store(folder.path());
+    settings.store =
+        settings.store.map(|store| StoreSettings { claim_time: Duration::from_secs(60), ..store });
+    let served = serve(settings.clone());
+    let mut client = Wire::client(&served);
+    // So large that it is a blob, which takes the balancer a moment to read.
+    let task = submit_accepted(&mut client, 1, BACKGROUND, &vec![7; 4 << 20]);
+    let mut worker = Wire::worker(&served, "w", 1);
+    assigned(&mut worker);
+    support::wait_until("the task is known to run", || {
+        rusqlite_state(folder.path(), &task) == Some(TaskState::Running as u8)
+    });
+    served.stop();
+
+    let served = serve(settings);
+    let mut workers = ["w", "x"].map(|id| (id, Wire::hello(served.workers, Role::Worker)));
+    let held = [task];
+    for (id, worker) in &mut workers {
+        let Message::Register(usual) = register(id, 1) else { unreachable!() };
+        worker.send(&Message::Register(Register { held: HeldTasks::new(&held), ..usual }));
+    }
+    let mut said = workers.map(|(_, mut worker)| {
+        worker.expect(FrameType::Ack);
+        worker.receive().expect("an answer to what it named").as_frame().kind
+    });
+    said.sort_by_key(|kind| *kind as u8);
+    assert_eq!(said, [FrameType::Cancel, FrameType::AssignTask]);
+}
+
 /// The next assignment of two workers, of which one is given it.
 fn assigned_by_either(one: &mut Wire, other: &mut Wire) -> (u64, u8, [u8; 16], bool) {
     for wire in [&mut *one, &mut *other] {

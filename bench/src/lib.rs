@@ -1,5 +1,7 @@
 //! Measures Reparto, and what people use today beside it.
 //!
+//! - `crash`: balancers, workers and engines killed under load, and every promise looked at (on Unix).
+//! - `engines`: PostgreSQL, RabbitMQ and S3 for a run, brought up by `scripts/services` (on Unix).
 //! - [`raw`]: minimal clients and workers over sockets, so that the server between them is what is measured.
 //! - [`peers`]: the same work through Reparto and through other servers, in turns, as ratios.
 //! - [`load`]: load on a running balancer, closed loop or open loop.
@@ -7,6 +9,10 @@
 //!
 //! Absolute times mean little on a shared machine; what counts here are ratios inside one run.
 
+#[cfg(unix)]
+pub mod crash;
+#[cfg(unix)]
+pub mod engines;
 pub mod load;
 pub mod peers;
 pub mod raw;

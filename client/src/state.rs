@@ -439,8 +439,24 @@ impl State {
             !over
         });
         for id in expired {
-            self.end(id, Err(expired_unsent()), finished);
+            self.end_expired(id, finished);
         }
+    }
+
+    /// Ends a request that waits and whose deadline has passed. One that was sent before, on a connection that is lost,
+    /// may have been taken in, and have whatever end it has.
+    fn end_expired(&mut self, id: u64, finished: &mut Finished) {
+        let Some(entry) = self.slots.get_mut(id) else { return };
+        let was_sent = entry.kept.as_ref().is_some_and(|kept| kept.repeats_left < MAX_REPEATS);
+        let failure = if was_sent && entry.expected == Expected::Accepted {
+            let words =
+                "the connection was lost, and the deadline passed before the task could be sent again";
+            TaskFailure::new(ErrorCode::ConnectionLost, words)
+        } else {
+            let words = "the deadline passed before a balancer could be reached";
+            TaskFailure::new(ErrorCode::Expired, words)
+        };
+        self.end(id, Err(failure), finished);
     }
 
     /// Puts everything that waits on the current connection, if there is one.
@@ -455,7 +471,7 @@ impl State {
             let Some(kept) = &entry.kept else { continue };
             let frame_bytes = kept.request.frame_bytes();
             if kept.request.has_expired(now) {
-                self.end(id, Err(expired_unsent()), finished);
+                self.end_expired(id, finished);
                 continue;
             }
             if kept.request.needs_store() && !link.has_store {
@@ -497,7 +513,10 @@ impl State {
             slots.get_mut(*id).and_then(|entry| entry.kept.as_ref()).map(|kept| kept.sequence)
         });
         for id in orphans {
-            if self.slots.get_mut(id).is_some_and(|entry| entry.cancelled) {
+            // Of a task that is recorded nobody knows whether its balancer had read the CANCEL: it may run after all.
+            let is_over =
+                |entry: &mut Entry| entry.cancelled && entry.expected != Expected::AcceptedThenResult;
+            if self.slots.get_mut(id).is_some_and(is_over) {
                 self.end(id, Err(TaskFailure::new(ErrorCode::Cancelled, "the task was cancelled")), finished);
             } else if !self.put_back(id) {
                 self.end(id, Err(TaskFailure::new(ErrorCode::ConnectionLost, reason)), finished);
@@ -527,10 +546,6 @@ impl State {
             self.lose(oldest, "too many balancers went away with tasks in flight", finished);
         }
     }
-}
-
-fn expired_unsent() -> TaskFailure {
-    TaskFailure::new(ErrorCode::Expired, "the deadline passed before a balancer could be reached")
 }
 
 fn no_store() -> TaskFailure {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A panic here is a failed test, in its helpers too.
 
+use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use reparto_client::{
     Accepted, Client, ClientError, Completion, ErrorCode, Fetched, TaskFilter, TaskId, TaskState,
 };
-use reparto_protocol::{Message, OwnedFrame, TaskList};
+use reparto_protocol::{FrameType, Message, OwnedFrame, TaskList};
 
 use support::{FakeBalancer, PATIENCE, Peer};
 
@@ -383,6 +384,43 @@ fn a_recorded_task_has_its_id_before_its_result() {
     go.send(()).unwrap();
     assert_eq!(task.wait().unwrap(), "HOLA");
     assert_eq!(task.wait_task_id(), Some(TaskId::from_bytes(ID)));
+}
+
+#[test]
+fn a_background_task_that_was_sent_and_is_too_late_to_be_sent_again_is_in_doubt_and_not_expired() {
+    let (address, connection) = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let connection = std::thread::spawn(move || listener.accept().unwrap().0);
+        (address, connection)
+    };
+    let client = std::thread::spawn(move || {
+        Client::builder().balancer(address).reconnect_for(PATIENCE).connect().unwrap()
+    });
+    let mut peer = Peer::new(connection.join().unwrap());
+    peer.welcome_with_store();
+    let client = client.join().unwrap();
+    let task = client.task("upper").idempotency_key("k").deadline(SECOND).submit_background().unwrap();
+    peer.next_task().unwrap();
+    // It was read, and perhaps taken in; nobody listens any more.
+    drop(peer);
+    assert_eq!(task.wait().unwrap_err().code, ErrorCode::ConnectionLost);
+}
+
+#[test]
+fn a_recorded_task_whose_cancel_was_not_answered_is_not_said_to_be_cancelled() {
+    // The balancer may have gone before it read the CANCEL, and the task, which is durable, may run after all.
+    let balancer = FakeBalancer::start(|mut peer, _| {
+        peer.welcome_with_store();
+        let (id, _) = peer.next_task().unwrap();
+        peer.accepted(id, ID, false);
+        while peer.next().is_some_and(|frame| frame.as_frame().kind != FrameType::Cancel) {}
+    });
+    let client = connect(&balancer);
+    let recorded = client.task("upper").recorded(true).submit().unwrap();
+    assert_eq!(recorded.wait_task_id(), Some(TaskId::from_bytes(ID)));
+    recorded.cancel();
+    assert_eq!(recorded.wait().unwrap_err().code, ErrorCode::ConnectionLost);
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use reparto_balancer::bus::Address;
 use reparto_balancer::storage::Durability;
-use reparto_balancer::{BlobPlace, StorePlace, StoreSettings};
+use reparto_balancer::{BlobPlace, SharingSettings, StorePlace, StoreSettings};
 
 use super::{Args, File, set};
 
@@ -19,10 +20,12 @@ const MOST_BLOB_THRESHOLD: u64 = 16 << 20;
 pub(super) fn settings(args: &Args, file: &File) -> Result<Option<StoreSettings>, String> {
     let is_flagged = args.data.is_some() || args.store.is_some() || args.blobs.is_some();
     if args.no_data || (!is_flagged && file.no_data == Some(true)) {
+        sharing(args, file, None, None)?;
         return Ok(None);
     }
     let place: Option<StorePlace> = named("store", args.store.as_ref(), file.store.as_ref())?;
     let blobs: Option<BlobPlace> = named("blobs", args.blobs.as_ref(), file.blobs.as_ref())?;
+    let sharing = sharing(args, file, place.as_ref(), blobs.as_ref())?;
     let data = args.data.as_ref().or(file.data.as_ref());
     let mut store = StoreSettings::new(data_folder(data.map(PathBuf::as_path), place.as_ref()));
     let durability = match &file.durability {
@@ -39,6 +42,7 @@ pub(super) fn settings(args: &Args, file: &File) -> Result<Option<StoreSettings>
     }
     set(&mut store.store, place, None);
     set(&mut store.blobs, blobs, None);
+    store.sharing = sharing;
     set(&mut store.durability, args.durability, durability);
     set(&mut store.keep_results, args.keep_results, file.keep_results.map(|span| span.0));
     if let Some(size) = args.blob_threshold.or(file.blob_threshold.map(|size| size.0)) {
@@ -48,6 +52,32 @@ pub(super) fn settings(args: &Args, file: &File) -> Result<Option<StoreSettings>
         store.blob_threshold = usize::try_from(size).unwrap_or(usize::MAX);
     }
     Ok(Some(store))
+}
+
+/// How work is shared with other balancers, if a bus is named; and whether what it needs is there.
+fn sharing(
+    args: &Args,
+    file: &File,
+    store: Option<&StorePlace>,
+    blobs: Option<&BlobPlace>,
+) -> Result<Option<SharingSettings>, String> {
+    let Some(text) = args.bus.as_ref().or(file.bus.as_ref()) else { return Ok(None) };
+    let bus = Address::parse(text).map_err(|error| error.to_string())?;
+    if !matches!(store, Some(StorePlace::Postgres(_))) {
+        return Err(
+            "--bus needs --store postgres://USER:PASSWORD@HOST:PORT/DATABASE, the same at each of the balancers: it \
+             says whose each task is"
+                .to_owned(),
+        );
+    }
+    if blobs.is_none() {
+        return Err(
+            "--bus needs --blobs s3://BUCKET?endpoint=URL&region=NAME, or --blobs file:DIR with a folder that all of the \
+             balancers see: a task may run at another one than took it in"
+                .to_owned(),
+        );
+    }
+    Ok(Some(SharingSettings::new(bus)))
 }
 
 /// The data folder that was asked for, or the one that the embedded store's file stands in, or the usual one.

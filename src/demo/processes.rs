@@ -68,6 +68,16 @@ impl Processes {
         name: &str,
         arguments: &[&str],
     ) -> Result<(ProcessIndex, Receiver<String>), DemoError> {
+        self.start_with(name, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with variables of its environment.
+    pub(super) fn start_with(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        variables: &[(String, String)],
+    ) -> Result<(ProcessIndex, Receiver<String>), DemoError> {
         let mut command = Command::new(&self.program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // The user's own settings are for the user's own balancer.
@@ -76,6 +86,7 @@ impl Processes {
                 command.env_remove(variable);
             }
         }
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         // A group of its own: Ctrl-C reaches the demo alone, which then ends the others.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -127,6 +138,11 @@ impl Processes {
         let child = &mut children[index.0].child;
         child.kill()?;
         child.wait().map(|_| ())
+    }
+
+    /// Kills and reaps all, without that counting as interrupted.
+    pub(super) fn kill_all(&self) {
+        self.shared.kill_all();
     }
 
     /// The operating system's number for it.
@@ -181,6 +197,10 @@ impl Killer {
 impl Shared {
     fn end(&self) {
         self.ended.store(true, Ordering::Release);
+        self.kill_all();
+    }
+
+    fn kill_all(&self) {
         let mut children = locked(&self.children);
         // Workers first: they would only look for a balancer that is gone.
         for process in children.iter_mut().rev() {

@@ -1,4 +1,4 @@
-//! Real engines of a test's own: PostgreSQL and an S3 server that it may stop, kill and bring back.
+//! Real engines of a test's own: PostgreSQL, RabbitMQ and an S3 server that it may stop, kill and bring back.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// Starts some of `postgres` and `s3`.
+    /// Starts some of `postgres`, `rabbitmq` and `s3`.
     pub fn start(names: &[&'static str]) -> Engines {
         let names = names.to_vec();
         let mut engines = Engines { folder: super::folder(), names, variables: HashMap::new() };
@@ -57,6 +57,10 @@ impl Engines {
 
     pub fn postgres_url(&self) -> &str {
         &self.variables["REPARTO_POSTGRES_URL"]
+    }
+
+    pub fn rabbitmq_url(&self) -> &str {
+        &self.variables["REPARTO_RABBITMQ_URL"]
     }
 
     pub fn s3_url(&self) -> &str {

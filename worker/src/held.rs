@@ -103,10 +103,15 @@ impl Held {
         lock(&self.0).entries.values().for_each(|entry| entry.cancellation.cancel(reason));
     }
 
-    /// A task that may be kept here has ended. It is told to the balancer, if that awaits it, or kept until it does.
-    pub(crate) fn end(&self, task: [u8; 16], ended: Ended) {
+    /// A run of a task that may be kept here has ended. It is told to the balancer, if that awaits it, or kept until it
+    /// does. What is kept may be another run of the same task, given anew since this one was no longer wanted: then its
+    /// end counts, and not this one's.
+    pub(crate) fn end(&self, task: [u8; 16], run: &Cancellation, ended: Ended) {
         let awaited = {
             let mut state = lock(&self.0);
+            if !state.entries.get(&task).is_some_and(|entry| entry.cancellation.is_same(run)) {
+                return;
+            }
             let kept: usize =
                 state.entries.values().filter_map(|entry| Some(entry.ended.as_ref()?.payload.len())).sum();
             if kept.saturating_add(ended.payload.len()) > MAX_RESULT_BYTES {
@@ -136,10 +141,10 @@ mod tests {
 
     #[test]
     fn a_result_is_kept_until_it_is_awaited_and_given_once() {
-        let held = Held::default();
-        held.keep([1; 16], Cancellation::default());
+        let (held, run) = (Held::default(), Cancellation::default());
+        held.keep([1; 16], run.clone());
         assert!(!held.is_idle());
-        held.end([1; 16], ended());
+        held.end([1; 16], &run, ended());
         assert!(held.is_idle());
         assert_eq!(held.ids(), [[1; 16]]);
         assert_eq!(held.await_it([1; 16], 7).expect("it is here").expect("it has ended").payload, "result");
@@ -152,8 +157,21 @@ mod tests {
         held.keep([1; 16], cancellation.clone());
         held.forget([1; 16]);
         assert!(cancellation.is_cancelled());
-        held.end([1; 16], ended());
+        held.end([1; 16], &cancellation, ended());
         assert!(held.ids().is_empty(), "nobody is told");
+    }
+
+    #[test]
+    fn the_end_of_a_run_that_was_given_up_is_not_taken_for_the_end_of_a_later_run_of_the_same_task() {
+        let (held, first, second) = (Held::default(), Cancellation::default(), Cancellation::default());
+        held.keep([1; 16], first.clone());
+        held.forget([1; 16]);
+        held.keep([1; 16], second.clone());
+        // Its handler has been asked to stop, and returns late, with whatever it says then.
+        held.end([1; 16], &first, Ended { outcome: Outcome::Failed, ..ended() });
+        assert!(held.await_it([1; 16], 7).expect("the second run is here").is_none());
+        held.end([1; 16], &second, ended());
+        assert_eq!(held.await_it([1; 16], 8).map(|end| end.map(|end| end.outcome)), Ok(Some(Outcome::Done)));
     }
 
     #[test]

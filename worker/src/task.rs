@@ -235,6 +235,11 @@ impl Cancellation {
         }
     }
 
+    /// Whether the two are the same cancellation, and so one run of one task.
+    pub(crate) fn is_same(&self, other: &Cancellation) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether the worker's end, and not the balancer, made it happen.
     pub(crate) fn is_stopping(&self) -> bool {
         self.0.reason.load(Ordering::Acquire) == CancelReason::Stopping as u8

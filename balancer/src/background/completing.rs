@@ -11,7 +11,8 @@ use super::{
 };
 use crate::scheduler::{BackgroundTask, Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
 use crate::storage::{
-    Answer, Body, Completion, Failure, Operation, Outcome, Page, Query, Reply, StoreError, StoredTask, TaskId,
+    Answer, Body, Completion, Failure, Operation, Outcome, Page, Query, Reply, StoreError, StoredTask,
+    TaskId, ToPublish,
 };
 
 impl Keeper {
@@ -28,6 +29,13 @@ impl Keeper {
             Err(error) => return self.failed(scheduler, now, pending, &error, out),
         };
         match (pending, reply) {
+            (Pending::Claim { id, from }, Reply::Answer(answer)) => {
+                self.claimed(scheduler, now, (id, from), answer, out);
+            }
+            (Pending::Release(task), Reply::Answer(Answer::Noted)) => self.publish_again(&task),
+            // It has ended, or was another's already.
+            (Pending::Release(_), Reply::Answer(_)) => {}
+            (Pending::Sweep, Reply::Answer(answer)) => self.swept(scheduler, now, Ok(answer), out),
             (Pending::Accept { peer, id, task, client }, Reply::Answer(answer)) => {
                 self.accepted(scheduler, now, (peer, id, client), task, &answer, out);
             }
@@ -108,25 +116,41 @@ impl Keeper {
             Answer::SameKey(first) => (*first, true),
             _ => (task.id, false),
         };
-        let answer = StoreAnswer::Accepted { task: task_id.0, duplicate };
-        out.push(Effect::Answer { peer, id, answer });
-        self.ties -= usize::from(client != Tie::None);
-        if client != Tie::None {
-            self.wait_for(Wait { peer, id, task: task_id, until: None, owns: !duplicate, lasts: true }, out);
-        }
-        if duplicate {
+        if !duplicate && self.publish_accepted((peer, id, client), &task) {
             return;
         }
-        if client == Tie::Left {
-            return self.abandon(scheduler, now, task_id, out);
-        }
-        match task.due_at {
-            Some(due) => self.due_at(due),
-            None => self.enter(scheduler, now, StoredTask::accepted(task), None, out),
+        if self.tell_accepted(scheduler, now, (peer, id, client), task_id, duplicate, out) {
+            match task.due_at {
+                Some(due) => self.due_at(due),
+                None => self.enter(scheduler, now, StoredTask::accepted(task), None, out),
+            }
         }
     }
 
-    fn due_at(&mut self, due: i64) {
+    /// Tells a client that its task is accepted. Says whether it is to be run.
+    pub(super) fn tell_accepted<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        (peer, id, client): (Peer, u64, Tie),
+        task: TaskId,
+        duplicate: bool,
+        out: &mut E,
+    ) -> bool {
+        let answer = StoreAnswer::Accepted { task: task.0, duplicate };
+        out.push(Effect::Answer { peer, id, answer });
+        self.ties -= usize::from(client != Tie::None);
+        if client != Tie::None {
+            self.wait_for(Wait { peer, id, task, until: None, owns: !duplicate, lasts: true }, out);
+        }
+        if client == Tie::Left && !duplicate {
+            self.abandon(scheduler, now, task, out);
+            return false;
+        }
+        !duplicate
+    }
+
+    pub(super) fn due_at(&mut self, due: i64) {
         self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
     }
 
@@ -187,12 +211,18 @@ impl Keeper {
                 self.asked_for_due = false;
                 self.due_at(wall_clock().saturating_add(micros(Duration::from_secs(1))));
             }
+            Pending::Payload(stored, holder) if self.sharing.is_some() => {
+                self.loading.remove(&stored.task.id);
+                self.put_aside(now, *stored, holder);
+            }
             Pending::Payload(stored, _) => {
                 self.loading.remove(&stored.task.id);
                 self.walk.left_behind(stored.task.id, now.after(Duration::from_secs(1)));
             }
             Pending::Record { task, .. } => log::error!("what became of {task} was not recorded: {error}"),
-            Pending::Upkeep => {}
+            Pending::Claim { id, from } => self.claim_failed(scheduler, now, (id, from), out),
+            Pending::Sweep => self.swept(scheduler, now, Err(error.clone()), out),
+            Pending::Upkeep | Pending::Publish { .. } | Pending::Republish | Pending::Release(_) => {}
         }
     }
 
@@ -209,7 +239,8 @@ impl Keeper {
         match (look, stored) {
             (Look::Outcome(number), stored) => self.tell_outcome(scheduler, now, number, stored, out),
             (Look::Claim { peer }, Some(stored)) if can_be_claimed(&stored) => {
-                if scheduler.background_runs(&task.0).is_some() {
+                let is_here = self.loading.contains(&task) || scheduler.background_runs(&task.0).is_some();
+                if is_here {
                     scheduler.handle(now, Event::Unclaimed { peer, id: task.0 }, out);
                 } else {
                     self.enter(scheduler, now, *stored, Some(peer), out);
@@ -230,7 +261,10 @@ impl Keeper {
             }
             (Look::Revived { peer, id }, Some(stored)) => {
                 self.tell_standing(scheduler, peer, id, &stored, Bytes::new(), out);
-                if stored.state == TaskState::Queued {
+                if self.sharing.is_some() {
+                    let (action, priority) = (stored.task.action, stored.task.priority);
+                    self.publish_again(&ToPublish { id: task, action, priority });
+                } else if stored.state == TaskState::Queued {
                     self.enter(scheduler, now, *stored, None, out);
                 }
             }
@@ -337,7 +371,7 @@ impl Keeper {
     }
 
     /// Brings a task into the window; without room it stays in the store alone.
-    fn enter<E: Outlet>(
+    pub(super) fn enter<E: Outlet>(
         &mut self,
         scheduler: &mut Scheduler,
         now: Time,
@@ -353,16 +387,23 @@ impl Keeper {
         let has_room = tasks + self.loading.len() < self.settings.window_tasks
             && bytes.saturating_add(stored.task.payload.memory()) <= self.settings.window_bytes.max(1 << 20);
         if !has_room && holder.is_none() && tasks > 0 {
-            return self.walk.left_behind(id, now);
+            if !self.give_up(id) {
+                self.walk.left_behind(id, now);
+            }
+            return;
         }
         let payload = match &stored.task.payload {
             Body::Inline(payload) => payload.clone(),
             Body::Blob(key) => {
                 let query = Query::Blob(key.clone());
                 self.loading.insert(id);
+                let again = self.sharing.as_ref().map(|_| stored.clone());
                 if self.query(query, Pending::Payload(Box::new(stored), holder)).is_err() {
                     self.loading.remove(&id);
-                    self.walk.left_behind(id, now.after(Duration::from_millis(50)));
+                    match again {
+                        Some(stored) => self.put_aside(now, stored, holder),
+                        None => self.walk.left_behind(id, now.after(Duration::from_millis(50))),
+                    }
                 }
                 return;
             }
@@ -406,6 +447,7 @@ impl Keeper {
                 self.enter(scheduler, now, stored, holder, out);
             }
             None => {
+                self.left(id);
                 let failure = Failure::new(ErrorCode::Internal, "its payload is missing from the blobs");
                 let outcome =
                     Outcome::without_result(id, TaskState::Failed, stored.attempts, wall_clock(), failure);

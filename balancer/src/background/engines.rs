@@ -13,9 +13,9 @@ const MOST_TEXT: usize = 1024;
 /// What an engine that the balancer depends on is, and how it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EngineStatus {
-    /// What it is for: `store` or `blobs`.
+    /// What it is for: `store`, `blobs` or `bus`.
     pub role: &'static str,
-    /// `sqlite`, `postgres`, `file` or `s3`.
+    /// `sqlite`, `postgres`, `file`, `s3` or `rabbitmq`.
     pub kind: &'static str,
     /// Where it is, without a password.
     pub place: String,
@@ -46,7 +46,7 @@ pub enum EngineState {
 }
 
 impl Keeper {
-    /// How the stores do.
+    /// How the stores and the bus do.
     pub(crate) fn engines(&self) -> Vec<EngineStatus> {
         let Some(storage) = &self.storage else { return Vec::new() };
         let status = storage.status();
@@ -70,10 +70,17 @@ impl Keeper {
             status.waiting_bytes.saturating_sub(blobs_waiting_bytes) + self.held_back_bytes,
         );
         let (store, blobs) = (&self.settings.store, &self.settings.blobs);
-        vec![
+        let mut engines = vec![
             engine("store", store.kind(), store.to_string(), status.trouble, waiting),
             engine("blobs", blobs.kind(), blobs.to_string(), status.blob_trouble, status.blobs_waiting),
-        ]
+        ];
+        if let (Some(sharing), Some(settings)) = (&self.sharing, &self.settings.sharing) {
+            let status = sharing.bus.status();
+            let trouble = status.trouble.map(|(reason, since)| Trouble { reason, since, for_good: false });
+            let waiting = (status.unconfirmed, status.unconfirmed_bytes);
+            engines.push(engine("bus", "rabbitmq", settings.bus.place().to_owned(), trouble, waiting));
+        }
+        engines
     }
 }
 

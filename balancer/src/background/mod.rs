@@ -12,6 +12,8 @@
 //! has been accepted and there is room; else it stays in the store alone, and a walk over what is open brings it in when
 //! there is room again. The scheduler decides who runs what; the keeper carries between the two and waits for nobody:
 //! whatever it asks of the store is answered by a completion, in a later turn.
+//!
+//! Where balancers share their work, nothing enters from the store by itself: it comes over the bus (`sharing`).
 
 mod ask;
 mod completing;
@@ -21,6 +23,7 @@ mod noted;
 mod opening;
 mod places;
 mod settings;
+mod sharing;
 mod waits;
 mod walk;
 
@@ -37,13 +40,15 @@ pub(crate) use noted::{Noted, Outlet};
 pub use opening::OpenedStore;
 pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords};
 pub use settings::StoreSettings;
+pub use sharing::SharingSettings;
+use sharing::{Claimant, Sharing};
 use waits::{Wait, Waits};
 use walk::Walk;
 
 use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
-    Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds,
+    Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds, ToPublish,
 };
 
 /// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
@@ -122,6 +127,21 @@ enum Pending {
     },
     Page,
     Payload(Box<StoredTask>, Option<Peer>),
+    /// Accepted, and to be confirmed by the bus before its client is told.
+    Publish {
+        peer: Peer,
+        id: u64,
+        task: TaskId,
+        client: Tie,
+    },
+    /// Published for nobody who waits for it.
+    Republish,
+    Claim {
+        id: TaskId,
+        from: Claimant,
+    },
+    Release(ToPublish),
+    Sweep,
 }
 
 /// How a task that is being accepted hangs on its client.
@@ -163,6 +183,7 @@ pub(crate) struct Keeper {
     ties: usize,
     upkeep_at: Time,
     stopping: bool,
+    sharing: Option<Box<Sharing>>,
 }
 
 /// The wall clock, in microseconds since 1970.
@@ -184,10 +205,12 @@ impl Keeper {
         opened: OpenedStore,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Result<Keeper, StoreError> {
-        let OpenedStore { settings, store, blobs } = opened;
+        let OpenedStore { settings, store, blobs, sharing } = opened;
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
+        let sharing = sharing.map(|sharing| sharing::start(sharing, &wake)).transpose()?;
         let threads =
             StorageSettings { blob_threshold: settings.blob_threshold, ..StorageSettings::default() };
-        let storage = Storage::start(store, Some(blobs), threads, wake)?;
+        let storage = Storage::start(store, Some(blobs), threads, move || wake())?;
         Ok(Keeper {
             walk: Walk::new(settings.claim_time),
             settings,
@@ -208,6 +231,7 @@ impl Keeper {
             ties: 0,
             upkeep_at: Time(0),
             stopping: false,
+            sharing,
         })
     }
 
@@ -289,6 +313,9 @@ impl Keeper {
             let message = self.trouble();
             return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
         }
+        if let Some(message) = self.bus_is_full() {
+            return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
+        }
         let now = wall_clock();
         let delayed = task.delay.map(|delay| now.saturating_add(micros(delay)));
         let starts = task.start_at_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000));
@@ -350,6 +377,14 @@ impl Keeper {
         self.loading.remove(&task);
         self.walk.pass_over(task);
         scheduler.handle(now, Event::Withdraw { id: task.0 }, out);
+        self.left(task);
+    }
+
+    /// A task is not in the scheduler any more.
+    fn left(&mut self, task: TaskId) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.left(task);
+        }
     }
 
     /// A client's connection is over, or it no longer wants what has this number of its own: a foreground task that is
@@ -363,7 +398,8 @@ impl Keeper {
     ) {
         if self.ties > 0 {
             for pending in self.pending.values_mut() {
-                if let Pending::Accept { peer: of, id, client: client @ Tie::Waits, .. } = pending
+                if let Pending::Accept { peer: of, id, client: client @ Tie::Waits, .. }
+                | Pending::Publish { peer: of, id, client: client @ Tie::Waits, .. } = pending
                     && *of == peer
                     && only.is_none_or(|only| only == *id)
                 {
@@ -424,14 +460,23 @@ impl Keeper {
         }
         self.expire(now, out);
         self.look_again(now, out);
-        self.ask_for_due(scheduler, now);
         self.look_after_the_old(now);
-        self.walk_on(scheduler, now);
+        if self.sharing.is_some() {
+            self.share(scheduler, now, out);
+        } else {
+            self.ask_for_due(scheduler, now);
+            self.walk_on(scheduler, now);
+        }
         while let Some(noted) = out.take_note() {
             self.take_note(now, noted, out);
         }
+        // What has ended makes room.
+        self.claim_what_waits();
         self.ask_looks();
         self.hand_over(out);
+        if let Some(sharing) = &mut self.sharing {
+            sharing.bus.flush();
+        }
     }
 
     /// Asks the store what is to be looked up, as far as it takes questions. The others wait for the next turn.
@@ -453,9 +498,13 @@ impl Keeper {
         match noted {
             Noted::Started(id) => self.record(Operation::Start { id }, id, None),
             Noted::Requeued(id) => self.record(Operation::Requeue { id }, id, None),
+            Noted::Refused(id) if self.give_up(id) => {}
             Noted::Refused(id) => self.walk.left_behind(id, now.after(Duration::from_secs(5))),
             Noted::Retry { id, attempts, worker, message, delay } => {
                 self.walk.pass_over(id);
+                if delay.is_some() || self.stopping {
+                    self.left(id);
+                }
                 let at = wall_clock();
                 let failure = Failure::new(ErrorCode::WorkerFailed, message.into_string());
                 let attempt = FailedAttempt { id, attempts, at, worker: worker.into(), failure };
@@ -468,12 +517,17 @@ impl Keeper {
                     log::warn!(
                         "the outcome of {id} is left out, as the store takes nothing; it will run again"
                     );
-                    return self.walk.left_behind(id, now);
+                    if !self.give_up(id) {
+                        self.walk.left_behind(id, now);
+                    }
+                    return;
                 }
+                self.left(id);
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
                 self.record(Operation::Finish(outcome), id, None);
             }
+            Noted::Claim { peer, id } if self.sharing.is_some() => self.claim_for(peer, id),
             Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
         }
     }
@@ -612,7 +666,8 @@ impl Keeper {
         let again = (!self.requests.is_empty() || !self.looks.is_empty())
             .then(|| now.after(Duration::from_millis(5)));
         let unanswered = (!self.unanswered.is_empty()).then_some(self.ask_again_at);
-        [self.waits.next_time(), due, walk, again, unanswered, Some(self.upkeep_at)]
+        let sharing = self.sharing.as_ref().map(|sharing| sharing.next_time());
+        [self.waits.next_time(), due, walk, again, unanswered, sharing, Some(self.upkeep_at)]
             .into_iter()
             .flatten()
             .min()
@@ -621,6 +676,9 @@ impl Keeper {
     /// The balancer stops: nobody waits any more. What is open stays in the store.
     pub(crate) fn begin_stopping<E: Outlet>(&mut self, out: &mut E) {
         self.stopping = true;
+        if let Some(sharing) = &mut self.sharing {
+            sharing.stop();
+        }
         for number in self.waits.all() {
             if let Some(wait) = self.waits.remove(number) {
                 let message = "the balancer is shutting down; ask again when it is back";
@@ -633,6 +691,7 @@ impl Keeper {
     pub(crate) fn is_quiet(&self) -> bool {
         self.failure().is_some()
             || self.requests.is_empty()
+                && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
                 && !self.pending.values().any(|pending| {
                     matches!(
                         pending,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::StoreSettings;
 use super::places::{BlobPlace, StorePlace, folder_of};
+use super::sharing::{OpenedSharing, SharingSettings};
+use crate::bus::BusError;
 use crate::storage::{
-    BlobError, BlobStore, DataFolder, FileBlobs, PostgresStore, S3Blobs, SqliteStore, Standby, Store,
-    StoreError,
+    BlobError, BlobStore, DataFolder, FileBlobs, PostgresStore, S3Blobs, SharedPostgresStore, SqliteStore,
+    Standby, Store, StoreError,
 };
 
 /// Stores that are open, and the settings that they were opened by.
@@ -15,6 +17,7 @@ pub struct OpenedStore {
     pub(super) settings: StoreSettings,
     pub(super) store: Box<dyn Store>,
     pub(super) blobs: Arc<dyn BlobStore>,
+    pub(super) sharing: Option<OpenedSharing>,
 }
 
 impl fmt::Debug for OpenedStore {
@@ -34,6 +37,9 @@ impl StoreSettings {
         report: impl FnMut(&Standby),
         goes_on: impl FnMut() -> bool,
     ) -> Result<Option<OpenedStore>, StoreError> {
+        if let Some(sharing) = &self.sharing {
+            return self.join(sharing, report, goes_on);
+        }
         let (store, blobs): (Box<dyn Store>, _) = match &self.store {
             StorePlace::Sqlite(path) => {
                 // The lock on the folder comes before all that is done in it.
@@ -50,7 +56,42 @@ impl StoreSettings {
                 }
             }
         };
-        Ok(Some(OpenedStore { settings: self.clone(), store, blobs }))
+        Ok(Some(OpenedStore { settings: self.clone(), store, blobs, sharing: None }))
+    }
+
+    /// Joins the balancers that share a database and a bus.
+    fn join(
+        &self,
+        sharing: &SharingSettings,
+        report: impl FnMut(&Standby),
+        goes_on: impl FnMut() -> bool,
+    ) -> Result<Option<OpenedStore>, StoreError> {
+        let StorePlace::Postgres(url) = &self.store else {
+            let reason = "balancers that share a bus need --store postgres://...".to_owned();
+            return Err(StoreError::Open { place: self.store.to_string(), reason });
+        };
+        match sharing.bus.check() {
+            Ok(()) => {}
+            Err(BusError::Refused { place, reason }) => return Err(StoreError::Open { place, reason }),
+            // It is tried again by whoever needs it.
+            Err(error) => log::warn!("{error}"),
+        }
+        let blobs = self.open_blobs()?;
+        let Some(store) = SharedPostgresStore::join(url.with_password(), &sharing.share, report, goes_on)?
+        else {
+            return Ok(None);
+        };
+        let sharing = OpenedSharing {
+            settings: sharing.clone(),
+            hearing: store.hearing(),
+            installation: store.installation(),
+        };
+        Ok(Some(OpenedStore {
+            settings: self.clone(),
+            store: Box::new(store),
+            blobs,
+            sharing: Some(sharing),
+        }))
     }
 
     fn open_blobs(&self) -> Result<Arc<dyn BlobStore>, StoreError> {

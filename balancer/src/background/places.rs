@@ -17,7 +17,7 @@ use std::str::FromStr;
 pub enum StorePlace {
     /// The embedded store: a database's file. Its folder is locked by the balancer that has it.
     Sqlite(PathBuf),
-    /// A PostgreSQL database, whose leader has it; another balancer waits until it leads.
+    /// A PostgreSQL database: of the balancers that share it by a bus, or of the one that leads it while others wait.
     Postgres(SecretUrl),
 }
 

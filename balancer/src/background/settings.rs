@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::places::{BlobPlace, StorePlace};
+use super::sharing::SharingSettings;
 use crate::storage::{DATABASE_FILE, Durability};
 
 /// The folder for large payloads and results, in the data folder.
@@ -28,6 +29,9 @@ pub struct StoreSettings {
     pub window_bytes: usize,
     /// After a start, time that workers have to name what they still run. What nobody names is run again.
     pub claim_time: Duration,
+    /// How the work is shared with other balancers, if it is. The store is then [`StorePlace::Postgres`], and the blobs
+    /// are where all of these balancers reach them.
+    pub sharing: Option<SharingSettings>,
 }
 
 impl StoreSettings {
@@ -44,6 +48,7 @@ impl StoreSettings {
             window_tasks: 131_072,
             window_bytes: 256 << 20,
             claim_time: Duration::from_secs(15),
+            sharing: None,
         }
     }
 }

@@ -155,7 +155,7 @@ impl Scheduler {
         let row = &self.tasks[task];
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
-            _ if row.deadline <= self.now => format!("its deadline passed after {waited} ms"),
+            _ if row.deadline <= self.now => self.late(task),
             _ if self.actions[row.action].offers.workers == 0 => {
                 format!("no worker offered '{}' within {waited} ms", self.actions[row.action].name)
             }
@@ -163,6 +163,16 @@ impl Scheduler {
         };
         self.answer_failed(task, ErrorCode::Expired, message.into(), Payload::EMPTY, effects);
         self.abandon(task, effects);
+    }
+
+    /// Ends a task, which is nowhere, and whose deadline has passed.
+    pub(super) fn end_late<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
+        let message = self.late(task).into();
+        self.end_failed(task, ErrorCode::Expired, message, Payload::EMPTY, effects);
+    }
+
+    fn late(&self, task: u32) -> String {
+        format!("its deadline passed after {} ms", self.now.since(self.tasks[task].since).as_millis())
     }
 
     // ---- the end ----

@@ -56,6 +56,7 @@ mod ending;
 mod numbers;
 mod payload;
 mod queue;
+mod room;
 mod runs;
 mod slab;
 mod status;

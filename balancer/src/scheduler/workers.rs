@@ -199,6 +199,11 @@ impl Scheduler {
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
+        if finish != Finish::Done && self.tasks[task].deadline <= self.now {
+            // Its worker may have looked at the clock before the timer here came.
+            self.workers[worker].failed += 1;
+            return self.end_late(task, effects);
+        }
         match finish {
             Finish::Done => {
                 self.workers[worker].done += 1;

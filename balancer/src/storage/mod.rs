@@ -1,7 +1,8 @@
 //! Durable tasks and results: what a background task is handed to before its client is told ACCEPTED.
 //!
 //! - [`Store`] takes operations and makes them durable in one transaction; [`StoreReader`] answers questions.
-//! - [`SqliteStore`] is the embedded one, in the data folder; [`PostgresStore`] one that balancers share.
+//! - [`SqliteStore`] is the embedded one, in the data folder; [`PostgresStore`] is for balancers of which one leads, and
+//!   [`SharedPostgresStore`] for balancers that work side by side.
 //! - [`BlobStore`] keeps what is too large for a row: [`FileBlobs`] in a folder, [`S3Blobs`] in a bucket.
 //! - [`Storage`] drives them on threads of their own, so that its caller never waits for a disk.
 //!
@@ -21,10 +22,11 @@ mod threads;
 pub use blob::{BlobError, BlobInfo, BlobStore, FileBlobs, S3Blobs, SweepError, sweep};
 pub use durability::{Durability, NotADurability};
 pub use folder::DataFolder;
-pub use postgres::{PostgresStore, Standby};
+pub use postgres::{Heard, Hearing, Listener, PostgresStore, ShareSettings, SharedPostgresStore, Standby};
 pub use sqlite::{DATABASE_FILE, SqliteCounts, SqliteStore};
 pub use store::{
-    Answer, Filter, MAX_INLINE_LEN, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError, StoreReader,
+    Answer, Filter, MAX_INLINE_LEN, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError,
+    StoreReader, ToPublish,
 };
 pub use task::{
     Backoff, BlobKey, BlobKind, Body, FailedAttempt, Failure, IdempotencyKey, MAX_ACTION_LEN,

@@ -1,6 +1,7 @@
 //! What every store can do: [`Store`] makes operations durable, [`StoreReader`] answers questions beside it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::task::{
     BlobKey, FailedAttempt, MAX_ACTION_LEN, MAX_KEY_LEN, NewTask, Outcome, StoredTask, TaskId, TaskState,
@@ -68,6 +69,27 @@ pub enum Operation {
         /// The present moment.
         now: i64,
         /// How many at most.
+        limit: usize,
+    },
+    /// Make a queued task this balancer's own, if it is no other's. Only a store that balancers share knows owners; it
+    /// answers [`Answer::Claimed`] or [`Answer::Elsewhere`].
+    Claim {
+        /// Which task.
+        id: TaskId,
+        /// A worker of this balancer's has named it, so it may be running, and an owner that is dead may be left.
+        named: bool,
+    },
+    /// A task of this balancer's is nobody's again, and is to be published. Of a store that balancers share alone.
+    Release {
+        /// Which task.
+        id: TaskId,
+    },
+    /// Look after what lies between the balancers, a step at a time: what has become due, has expired, or belongs to a
+    /// balancer that is dead. Of a store that balancers share alone; answered by [`Answer::Swept`].
+    Sweep {
+        /// The present moment.
+        now: i64,
+        /// Tasks to be published, at most.
         limit: usize,
     },
 }
@@ -157,6 +179,29 @@ pub enum Answer {
         /// When the next one is due, if there is one; not after now if there are more.
         next: Option<i64>,
     },
+    /// The task is this balancer's now.
+    Claimed {
+        /// The task.
+        task: Box<StoredTask>,
+        /// The number under which this balancer holds it.
+        owner: i64,
+    },
+    /// Nothing was changed: the task is another balancer's, or nobody's to have now.
+    Elsewhere,
+    /// What a step of looking after things has found.
+    Swept {
+        /// The number under which this balancer holds tasks. Another than before: those that it held are not its any
+        /// more.
+        owner: i64,
+        /// Tasks that are to be published now.
+        to_publish: Vec<ToPublish>,
+        /// Tasks that have expired.
+        expired: Vec<TaskId>,
+        /// When the next task is due, if there is one.
+        next_due: Option<i64>,
+        /// There may be more to publish at once.
+        more: bool,
+    },
     /// So much is gone.
     Removed {
         /// Tasks or keys.
@@ -166,6 +211,17 @@ pub enum Answer {
         /// Blobs that nothing names any more.
         blobs: Vec<BlobKey>,
     },
+}
+
+/// A task that waits for a balancer to claim it: what must be known to publish it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToPublish {
+    /// Which task.
+    pub id: TaskId,
+    /// Its action.
+    pub action: Arc<str>,
+    /// Its priority.
+    pub priority: u8,
 }
 
 /// Which tasks to list. The default is all of them.

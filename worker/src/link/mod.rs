@@ -364,14 +364,15 @@ impl Link {
             outcome = Outcome::Failed;
         }
         state = self.wait_for_room(state, bytes.min(limit as usize));
-        state.running[place] = None;
+        let running = state.running[place].take();
         state.free_places.push(place);
         if !state.is_closed {
             let service_ns = state.service.tell_if_changed();
             let result = TaskResult { id, outcome, message: &message, service_ns, payload: &[] };
             state.output.push_with(&Message::TaskResult(result), payload);
-        } else if let Some(task_id) = task_id {
-            self.held.end(task_id, Ended { outcome, message: message.into_owned(), payload });
+        } else if let Some((task_id, running)) = task_id.zip(running) {
+            let ended = Ended { outcome, message: message.into_owned(), payload };
+            self.held.end(task_id, &running.cancellation, ended);
         }
         state
     }
@@ -465,12 +466,13 @@ impl State {
     }
 }
 
-/// Moves the next task from `queue` to `running`; one whose deadline has passed is answered instead.
+/// Moves the next task from `queue` to `running`; one whose deadline has passed is handed back instead,
+/// and the balancer ends it.
 fn begin(state: &mut State, cancellation: &mut Cancellation) -> Option<(Job, usize)> {
     while let Some(job) = state.queue.pop_front() {
         state.queued_bytes -= job.payload.len();
         if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            state.answer(job.id, Outcome::Failed, "expired: its deadline passed before it began");
+            state.answer(job.id, Outcome::NotRun, "its deadline passed before it began");
             continue;
         }
         cancellation.renew();

@@ -187,6 +187,20 @@ fn a_running_task_s_deadline_answers_its_client_and_cancels_it_at_its_worker() {
 }
 
 #[test]
+fn what_a_worker_gives_up_after_the_deadline_is_expired_though_the_timer_has_not_come() {
+    for finish in [Finish::Failed("too late"), Finish::Retry("too late"), Finish::NotRun] {
+        let mut world = world();
+        let client = world.client();
+        world.worker("w", 1, 1, &["a"]);
+        let out = world.submit_with(client, 1, |task| task.deadline = Some(SECOND));
+        let assigned = assignments(&out)[0];
+        world.now = world.now.after(SECOND);
+        assert_eq!(world.finish(assigned, finish), [Out::Fail(client, 1, ErrorCode::Expired)]);
+        assert!(world.scheduler.is_quiet());
+    }
+}
+
+#[test]
 fn a_deadline_of_nothing_expires_at_once() {
     let mut world = world();
     let client = world.client();

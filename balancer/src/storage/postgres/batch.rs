@@ -1,8 +1,9 @@
 //! What a batch of operations does: looked at in memory over the rows that it touches, then written in few statements.
 //!
 //! One statement reads the rows of all tasks that are not new; the operations are answered in order as each finds its
-//! task; then each task is written once, as it is after the last of them. Whoever calls it holds the leader's row, so
-//! nobody else changes a task meanwhile; each update says all the same in which state it expects its row.
+//! task; then each task is written once, as it is after the last of them. A leader holds the leader's row, so nobody else
+//! changes a task meanwhile; of balancers that share, each locks the rows that it reads, in the order of their ids. Each
+//! update says all the same in which state it expects its row.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +15,7 @@ use postgres::types::Type;
 use uuid::Uuid;
 
 use super::session::Statements;
-use super::tables::{self, Damaged, error_text, storable, uuid};
+use super::tables::{self, Damaged, error_text, storable, uuid, wall_clock};
 use crate::storage::store::{Answer, Operation};
 use crate::storage::task::{BlobKey, Body, FailedAttempt, Failure, NewTask, Outcome, TaskId, TaskState};
 
@@ -43,6 +44,28 @@ impl From<Damaged> for BatchError {
     }
 }
 
+/// Who writes a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// The one that leads; it owns whatever there is.
+    Leader,
+    /// One of those that share, by its number. It changes what it owns, accepts, and cancels.
+    Sharing {
+        id: i64,
+        /// The batch may have been committed before, under another number.
+        again: bool,
+    },
+}
+
+impl Writer {
+    fn id(self) -> Option<i64> {
+        match self {
+            Writer::Leader => None,
+            Writer::Sharing { id, .. } => Some(id),
+        }
+    }
+}
+
 /// A task while the batch is looked at.
 struct Task<'a> {
     /// Handed in by this batch, so that it has no row yet.
@@ -52,6 +75,10 @@ struct Task<'a> {
     state: TaskState,
     attempts: u8,
     due_at: Option<i64>,
+    /// Which of those that share holds it.
+    owner: Option<i64>,
+    /// It is to be published.
+    freed: bool,
     /// Why its last attempt failed, if this batch says it.
     failure: Option<&'a Failure>,
     /// How it ended, if this batch says it.
@@ -63,7 +90,7 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    fn new(task: &'a NewTask) -> Self {
+    fn new(task: &'a NewTask, owner: Option<i64>) -> Self {
         let state = if task.due_at.is_some() { TaskState::Scheduled } else { TaskState::Queued };
         Task {
             new: Some(task),
@@ -71,6 +98,8 @@ impl<'a> Task<'a> {
             state,
             attempts: 0,
             due_at: task.due_at,
+            owner,
+            freed: false,
             failure: None,
             outcome: None,
             blobs: [None, None],
@@ -84,6 +113,12 @@ impl<'a> Task<'a> {
         self.changed = true;
     }
 
+    /// It is nobody's: to be published if it is queued.
+    fn free(&mut self) {
+        self.owner = None;
+        self.freed = true;
+    }
+
     fn blobs(&self) -> Vec<BlobKey> {
         let payload = self.new.map_or_else(|| self.blobs[0].clone(), |task| task.payload.blob().cloned());
         let result =
@@ -93,8 +128,8 @@ impl<'a> Task<'a> {
 }
 
 /// A run of operations that concern single tasks.
-#[derive(Default)]
 pub(super) struct Batch<'a> {
+    writer: Writer,
     tasks: HashMap<TaskId, Task<'a>>,
     /// New tasks, in their order.
     accepted: Vec<TaskId>,
@@ -110,18 +145,33 @@ impl<'a> Batch<'a> {
         transaction: &mut Transaction<'_>,
         statements: &mut Statements,
         operations: &'a [Operation],
+        writer: Writer,
     ) -> Result<Self, BatchError> {
-        let mut batch = Batch::default();
+        let mut batch = Batch {
+            writer,
+            tasks: HashMap::new(),
+            accepted: Vec::new(),
+            keys: HashMap::new(),
+            new_keys: BTreeMap::new(),
+            attempts: Vec::new(),
+        };
         let new: std::collections::HashSet<TaskId> = operations.iter().filter_map(accepted_id).collect();
         let mut ids: Vec<Uuid> =
             operations.iter().filter_map(concerned_id).filter(|id| !new.contains(id)).map(uuid).collect();
         ids.sort_unstable();
         ids.dedup();
         if !ids.is_empty() {
-            let select = statements.get(
-                transaction,
-                "SELECT id, state, attempts, due_at, payload_blob, result_blob FROM tasks WHERE id = ANY($1)",
-            )?;
+            let select = match writer {
+                Writer::Leader => {
+                    "SELECT id, state, attempts, due_at, payload_blob, result_blob, NULL::bigint FROM tasks \
+                     WHERE id = ANY($1)"
+                }
+                Writer::Sharing { .. } => {
+                    "SELECT id, state, attempts, due_at, payload_blob, result_blob, owner FROM tasks \
+                     WHERE id = ANY($1) ORDER BY id FOR UPDATE"
+                }
+            };
+            let select = statements.get(transaction, select)?;
             for row in transaction.query(&select, &[&ids])? {
                 let state = tables::state(row.get(1))?;
                 let task = Task {
@@ -130,6 +180,8 @@ impl<'a> Batch<'a> {
                     state,
                     attempts: u8::try_from(row.get::<_, i16>(2)).map_err(|_| Damaged("attempts"))?,
                     due_at: row.get(3),
+                    owner: row.get(6),
+                    freed: false,
                     failure: None,
                     outcome: None,
                     blobs: [tables::blob(row.get(4))?, tables::blob(row.get(5))?],
@@ -142,6 +194,9 @@ impl<'a> Batch<'a> {
         let keys: HashMap<&[u8], &'a Bytes> =
             operations.iter().filter_map(key_of).map(|key| (&key[..], key)).collect();
         if !keys.is_empty() {
+            if writer != Writer::Leader {
+                lock_keys(transaction, statements, &keys)?;
+            }
             let select = statements
                 .get(transaction, "SELECT key, task, until FROM idempotency_keys WHERE key = ANY($1)")?;
             let wanted: Vec<&[u8]> = keys.keys().copied().collect();
@@ -158,14 +213,21 @@ impl<'a> Batch<'a> {
     pub(super) fn answer(&mut self, operation: &'a Operation) -> Answer {
         match operation {
             Operation::Accept(task) => self.accept(task),
-            Operation::Start { id } => self.change(*id, |task| task.step(TaskState::Running)),
-            Operation::Requeue { id } => self.change(*id, |task| task.step(TaskState::Queued)),
+            Operation::Start { id } => self.change_own(*id, |task| task.step(TaskState::Running)),
+            Operation::Requeue { id } => self.change_own(*id, |task| task.step(TaskState::Queued)),
+            Operation::Release { id } => self.change_own(*id, |task| {
+                task.step(TaskState::Queued);
+                task.free();
+            }),
             Operation::Retry { attempt, due_at } => {
-                let answer = self.change(attempt.id, |task| {
+                let answer = self.change_own(attempt.id, |task| {
                     task.step(if due_at.is_some() { TaskState::Scheduled } else { TaskState::Queued });
                     task.attempts = attempt.attempts;
                     task.due_at = *due_at;
                     task.failure = Some(&attempt.failure);
+                    if due_at.is_some() {
+                        task.free();
+                    }
                 });
                 if answer == Answer::Noted {
                     self.attempts.push(attempt);
@@ -173,16 +235,23 @@ impl<'a> Batch<'a> {
                 answer
             }
             Operation::Finish(outcome) => {
-                let answer = self.change(outcome.id, |task| {
+                let end = |task: &mut Task<'a>| {
                     task.step(outcome.state);
                     task.attempts = outcome.attempts;
                     task.outcome = Some(outcome);
-                });
+                    task.owner = None;
+                };
+                // Whoever has it, a client may cancel it anywhere.
+                let answer = match outcome.state {
+                    TaskState::Cancelled => self.change(outcome.id, end),
+                    _ => self.change_own(outcome.id, end),
+                };
                 if answer == Answer::Noted { Answer::Recorded } else { answer }
             }
             Operation::Revive { id } => match self.tasks.get_mut(id).filter(|task| !task.dropped) {
                 Some(task) if task.state == TaskState::Dead => {
                     task.step(TaskState::Queued);
+                    task.free();
                     task.attempts = 0;
                     let outcome = task.outcome.take();
                     task.failure = outcome.and_then(|outcome| outcome.failure.as_ref()).or(task.failure);
@@ -200,9 +269,11 @@ impl<'a> Batch<'a> {
                 None => Answer::Unknown,
             },
             // Those that are about the tables are done to the tables; see `is_about_tables`.
-            Operation::TakeDue { .. } | Operation::RemoveEnded { .. } | Operation::RemoveKeys { .. } => {
-                Answer::Noted
-            }
+            Operation::TakeDue { .. }
+            | Operation::RemoveEnded { .. }
+            | Operation::RemoveKeys { .. }
+            | Operation::Claim { .. }
+            | Operation::Sweep { .. } => Answer::Noted,
         }
     }
 
@@ -214,10 +285,19 @@ impl<'a> Batch<'a> {
             self.keys.insert(&key.key, (task.id, key.until));
             self.new_keys.insert(&key.key, (task.id, key.until));
         }
-        if self.tasks.insert(task.id, Task::new(task)).is_none() {
+        if self.tasks.insert(task.id, Task::new(task, self.writer.id())).is_none() {
             self.accepted.push(task.id);
         }
         Answer::Accepted
+    }
+
+    /// Changes a task that has not ended and is the writer's own.
+    fn change_own(&mut self, id: TaskId, change: impl FnOnce(&mut Task<'a>)) -> Answer {
+        let me = self.writer.id();
+        match self.tasks.get(&id) {
+            Some(task) if !task.dropped && !task.state.is_ended() && task.owner != me => Answer::Elsewhere,
+            _ => self.change(id, change),
+        }
     }
 
     /// Changes a task that has not ended.
@@ -230,6 +310,12 @@ impl<'a> Batch<'a> {
                 Answer::Noted
             }
         }
+    }
+
+    /// The tasks that end with this batch.
+    pub(super) fn ended(&self) -> impl Iterator<Item = TaskId> {
+        let ended = self.tasks.iter().filter(|(_, task)| task.outcome.is_some());
+        ended.map(|(id, _)| *id)
     }
 
     /// Writes what was remembered.
@@ -247,7 +333,7 @@ impl<'a> Batch<'a> {
         let (ended, open): (Vec<_>, Vec<_>) =
             changed.into_iter().partition(|(_, task)| task.outcome.is_some());
         write_ended(transaction, statements, &ended)?;
-        write_open(transaction, statements, &open)?;
+        write_open(transaction, statements, &open, self.writer.id())?;
         self.insert_attempts(transaction, statements)?;
         self.insert_keys(transaction, statements)?;
         let dropped: Vec<Uuid> = self
@@ -270,16 +356,17 @@ impl<'a> Batch<'a> {
             .iter()
             .filter_map(|id| self.tasks.get(id))
             .filter(|task| !task.dropped)
-            .filter_map(NewRow::of)
+            .filter_map(|task| NewRow::of(task, self.writer.id()))
             .collect();
-        if rows.len() < COPIED_ROWS {
+        let again = matches!(self.writer, Writer::Sharing { again: true, .. });
+        if rows.len() < COPIED_ROWS || again {
             for row in &rows {
                 let insert = statements.get(
                     transaction,
                     "INSERT INTO tasks (id, created_at, ended_at, due_at, deadline_at, backoff_first_ms, \
                      backoff_most_ms, error_code, state, priority, max_attempts, attempts, action, payload, result, \
-                     payload_blob, result_blob, error) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-                     $13, $14, $15, $16, $17, $18)",
+                     payload_blob, result_blob, error, publisher) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
+                     $11, $12, $13, $14, $15, $16, $17, $18, $19) ON CONFLICT (id) DO NOTHING",
                 )?;
                 transaction.execute(&insert, &row.values())?;
             }
@@ -288,8 +375,8 @@ impl<'a> Batch<'a> {
         let copy = statements.get(
             transaction,
             "COPY tasks (id, created_at, ended_at, due_at, deadline_at, backoff_first_ms, backoff_most_ms, error_code, \
-             state, priority, max_attempts, attempts, action, payload, result, payload_blob, result_blob, error) \
-             FROM STDIN BINARY",
+             state, priority, max_attempts, attempts, action, payload, result, payload_blob, result_blob, error, \
+             publisher) FROM STDIN BINARY",
         )?;
         let mut writer = BinaryCopyInWriter::new(transaction.copy_in(&copy)?, &NEW_ROW);
         for row in &rows {
@@ -349,11 +436,39 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Keeps balancers that share from accepting one key twice: each waits here for those before it to commit.
+fn lock_keys(
+    transaction: &mut Transaction<'_>,
+    statements: &mut Statements,
+    keys: &HashMap<&[u8], &Bytes>,
+) -> Result<(), postgres::Error> {
+    let mut locks: Vec<i64> = keys.keys().map(|key| lock_of(key)).collect();
+    // In one order for all, so that nobody waits for one who waits for him.
+    locks.sort_unstable();
+    locks.dedup();
+    let lock =
+        statements.get(transaction, "SELECT pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) AS k")?;
+    transaction.execute(&lock, &[&locks])?;
+    Ok(())
+}
+
+/// The number of a key's lock: the same at every balancer (FNV-1a). Keys that share one only wait for each other.
+fn lock_of(key: &[u8]) -> i64 {
+    let hash = key.iter().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    i64::from_ne_bytes(hash.to_ne_bytes())
+}
+
 /// Whether an operation reads or changes rows that it does not name, so that those before it must be written first.
 pub(super) fn is_about_tables(operation: &Operation) -> bool {
     matches!(
         operation,
-        Operation::TakeDue { .. } | Operation::RemoveEnded { .. } | Operation::RemoveKeys { .. }
+        Operation::TakeDue { .. }
+            | Operation::RemoveEnded { .. }
+            | Operation::RemoveKeys { .. }
+            | Operation::Claim { .. }
+            | Operation::Sweep { .. }
     )
 }
 
@@ -384,6 +499,7 @@ fn concerned_id(operation: &Operation) -> Option<TaskId> {
     match operation {
         Operation::Start { id }
         | Operation::Requeue { id }
+        | Operation::Release { id }
         | Operation::Revive { id }
         | Operation::Drop { id } => Some(*id),
         Operation::Retry { attempt, .. } => Some(attempt.id),
@@ -419,7 +535,7 @@ fn result_of(outcome: Option<&Outcome>) -> (Option<&[u8]>, Option<&str>) {
 }
 
 /// The types of [`NewRow::values`].
-const NEW_ROW: [Type; 18] = [
+const NEW_ROW: [Type; 19] = [
     Type::UUID,
     Type::INT8,
     Type::INT8,
@@ -438,6 +554,7 @@ const NEW_ROW: [Type; 18] = [
     Type::TEXT,
     Type::TEXT,
     Type::TEXT,
+    Type::INT8,
 ];
 
 /// A new task's row, in the columns' order.
@@ -460,10 +577,11 @@ struct NewRow<'a> {
     payload_blob: Option<&'a str>,
     result_blob: Option<&'a str>,
     error: Option<Cow<'a, str>>,
+    publisher: Option<i64>,
 }
 
 impl<'a> NewRow<'a> {
-    fn of(task: &'a Task<'_>) -> Option<Self> {
+    fn of(task: &'a Task<'_>, publisher: Option<i64>) -> Option<Self> {
         let new = task.new?;
         let failure = task.outcome.map_or(task.failure, |outcome| outcome.failure.as_ref());
         let keeps_payload = !task.state.is_ended() || task.state == TaskState::Dead;
@@ -487,10 +605,11 @@ impl<'a> NewRow<'a> {
             payload_blob: new.payload.blob().map(BlobKey::as_str),
             result_blob,
             error: failure.map(|failure| error_text(&failure.message)),
+            publisher,
         })
     }
 
-    fn values(&self) -> [&(dyn postgres::types::ToSql + Sync); 18] {
+    fn values(&self) -> [&(dyn postgres::types::ToSql + Sync); 19] {
         [
             &self.id,
             &self.created_at,
@@ -510,6 +629,7 @@ impl<'a> NewRow<'a> {
             &self.payload_blob,
             &self.result_blob,
             &self.error,
+            &self.publisher,
         ]
     }
 }
@@ -526,7 +646,7 @@ fn write_ended(
     let update = statements.get(
         transaction,
         "UPDATE tasks SET state = ended.state, attempts = ended.attempts, ended_at = ended.at, due_at = ended.due_at, \
-         result = ended.result, result_blob = ended.result_blob, error_code = ended.code, error = ended.error, \
+         owner = NULL, result = ended.result, result_blob = ended.result_blob, error_code = ended.code, error = ended.error, \
          payload = CASE WHEN ended.state = 5 THEN payload END \
          FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::smallint[], $5::bigint[], $6::bigint[], \
          $7::bytea[], $8::text[], $9::integer[], $10::text[]) \
@@ -558,6 +678,7 @@ fn write_open(
     transaction: &mut Transaction<'_>,
     statements: &mut Statements,
     tasks: &[(&TaskId, &Task<'_>)],
+    writer: Option<i64>,
 ) -> Result<(), BatchError> {
     if tasks.is_empty() {
         return Ok(());
@@ -566,9 +687,12 @@ fn write_open(
         transaction,
         "UPDATE tasks SET state = open.state, attempts = open.attempts, due_at = open.due_at, ended_at = NULL, \
          error_code = coalesce(open.code, error_code), \
-         error = CASE WHEN open.code IS NULL THEN tasks.error ELSE open.error END \
+         error = CASE WHEN open.code IS NULL THEN tasks.error ELSE open.error END, owner = open.owner, \
+         publisher = CASE WHEN open.freed THEN $10 ELSE publisher END, \
+         published_at = CASE WHEN open.freed THEN $11 ELSE published_at END \
          FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::smallint[], $5::bigint[], $6::integer[], \
-         $7::text[]) AS open (id, was, state, attempts, due_at, code, error) \
+         $7::text[], $8::bigint[], $9::boolean[]) \
+         AS open (id, was, state, attempts, due_at, code, error, owner, freed) \
          WHERE tasks.id = open.id AND tasks.state = open.was",
     )?;
     let ids: Vec<Uuid> = tasks.iter().map(|(id, _)| uuid(**id)).collect();
@@ -579,7 +703,13 @@ fn write_open(
     let codes: Vec<Option<i32>> = tasks.iter().map(|(_, task)| task.failure.map(code)).collect();
     let errors: Vec<Option<Cow<'_, str>>> =
         tasks.iter().map(|(_, task)| task.failure.map(|failure| error_text(&failure.message))).collect();
-    let updated = transaction.execute(&update, &[&ids, &was, &states, &attempts, &due, &codes, &errors])?;
+    let owners: Vec<Option<i64>> = tasks.iter().map(|(_, task)| task.owner).collect();
+    let freed: Vec<bool> = tasks.iter().map(|(_, task)| task.freed).collect();
+    let now = wall_clock();
+    let updated = transaction.execute(
+        &update,
+        &[&ids, &was, &states, &attempts, &due, &codes, &errors, &owners, &freed, &writer, &now],
+    )?;
     as_many(updated, tasks.len())
 }
 

@@ -11,9 +11,12 @@
 //! operations come again the count says which it was: then they are written, or the answers that were kept are given.
 
 mod batch;
+mod listener;
 mod reader;
 mod schema;
 mod session;
+mod shared;
+mod sweep;
 mod tables;
 
 use std::time::{Duration, Instant};
@@ -22,9 +25,11 @@ use postgres::Transaction;
 use postgres::error::SqlState;
 use uuid::Uuid;
 
-use self::batch::{Batch, BatchError, is_about_tables};
+use self::batch::{Batch, BatchError, Writer, is_about_tables};
+pub use self::listener::{Heard, Hearing, Listener};
 use self::reader::PostgresReader;
 use self::session::{Address, Session, Statements};
+pub use self::shared::{ShareSettings, SharedPostgresStore};
 use self::tables::{columns, read_task, size, task_id, uuid};
 use super::store::{Answer, MAX_PAGE, MAX_PAGE_BYTES, Operation, Store, StoreError, StoreReader};
 use super::task::{TaskId, TaskState};
@@ -223,27 +228,38 @@ impl PostgresStore {
                 None => Err(Failed::Counted(batch)),
             };
         }
-        let mut answers = Vec::with_capacity(operations.len());
         let mut walked = self.walked;
-        let mut rest = operations;
-        while let Some(first) = rest.first() {
-            if is_about_tables(first) {
-                answers.push(change_tables(&mut transaction, statements, first, &mut walked)?);
-                rest = &rest[1..];
-                continue;
-            }
-            let end = rest.iter().position(is_about_tables).unwrap_or(rest.len());
-            let (run, others) = rest.split_at(end);
-            let mut batch = Batch::read(&mut transaction, statements, run)?;
-            answers.extend(run.iter().map(|operation| batch.answer(operation)));
-            batch.write(&mut transaction, statements)?;
-            rest = others;
-        }
+        let answers = answer_all(&mut transaction, statements, operations, &mut walked)?;
         self.pending = Some(Pending { answers, walked });
         transaction.commit()?;
         self.walked = walked;
         Ok(self.pending.take().map(|pending| pending.answers).unwrap_or_default())
     }
+}
+
+/// Answers operations in their order, in a transaction that only this balancer writes in.
+fn answer_all(
+    transaction: &mut Transaction<'_>,
+    statements: &mut Statements,
+    operations: &[Operation],
+    walked: &mut Option<TaskId>,
+) -> Result<Vec<Answer>, BatchError> {
+    let mut answers = Vec::with_capacity(operations.len());
+    let mut rest = operations;
+    while let Some(first) = rest.first() {
+        if is_about_tables(first) {
+            answers.push(change_tables(transaction, statements, first, walked)?);
+            rest = &rest[1..];
+            continue;
+        }
+        let end = rest.iter().position(is_about_tables).unwrap_or(rest.len());
+        let (run, others) = rest.split_at(end);
+        let mut batch = Batch::read(transaction, statements, run, Writer::Leader)?;
+        answers.extend(run.iter().map(|operation| batch.answer(operation)));
+        batch.write(transaction, statements)?;
+        rest = others;
+    }
+    Ok(answers)
 }
 
 /// Why a transaction was given up.
@@ -350,6 +366,7 @@ fn change_tables(
             let count = transaction.execute(&remove, &[now, &as_limit(*limit)])? as usize;
             Ok(Answer::Removed { count, more: count == *limit && *limit > 0, blobs: Vec::new() })
         }
+        // Claims and the like are for those who share.
         _ => Ok(Answer::Noted),
     }
 }

@@ -6,7 +6,9 @@ use super::session::{Address, describe};
 use crate::storage::store::StoreError;
 
 /// How each version of the tables is made from the one before. Only ever added to.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [FIRST, SHARED];
+
+const FIRST: &str = "
     CREATE TABLE tasks (
         id               uuid PRIMARY KEY,
         created_at       bigint NOT NULL,
@@ -61,7 +63,24 @@ const MIGRATIONS: [&str; 1] = ["
         SELECT action, id AS task, name AS state, result, result_blob, error,
                to_timestamp(ended_at / 1000000.0) AS finished_at
         FROM tasks JOIN states USING (state) WHERE state >= 3;
-"];
+";
+
+/// For balancers that work side by side. `owner` holds a task, `publisher` has undertaken that it is on the bus.
+const SHARED: &str = "
+    ALTER TABLE tasks ADD COLUMN owner bigint, ADD COLUMN publisher bigint, ADD COLUMN published_at bigint;
+    CREATE INDEX deadlines ON tasks (deadline_at) WHERE state <= 1 AND deadline_at IS NOT NULL;
+    CREATE TABLE balancers (
+        id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        holder      text NOT NULL,
+        since       timestamptz NOT NULL DEFAULT now(),
+        lease_until timestamptz NOT NULL,
+        batch       bigint NOT NULL DEFAULT 0,
+        fenced      boolean NOT NULL DEFAULT false,
+        swept       boolean NOT NULL DEFAULT false
+    );
+    CREATE TABLE installation (one smallint PRIMARY KEY CHECK (one = 1), name text NOT NULL);
+    INSERT INTO installation VALUES (1, left(md5(random()::text || clock_timestamp()::text), 8));
+";
 
 /// The version of the tables that this release writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -74,6 +93,13 @@ pub(super) fn migrate(client: &mut Client, address: &Address) -> Result<(), Stor
         if is_lost { address.error(&error) } else { StoreError::Open { place: place.clone(), reason } }
     };
     let mut transaction = client.transaction().map_err(open)?;
+    // Balancers that work side by side may come to this all at once.
+    transaction
+        .execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('reparto migrates ' || current_schema(), 0))",
+            &[],
+        )
+        .map_err(open)?;
     let found = transaction
         .query_one("SELECT to_regclass('reparto_version')::text, to_regclass('tasks')::text", &[])
         .map_err(open)?;

@@ -128,6 +128,12 @@ pub(super) fn read_attempt(row: &Row) -> Result<FailedAttempt, Damaged> {
     })
 }
 
+/// The wall clock, in microseconds since 1970.
+pub(super) fn wall_clock() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// An error's text, cut to what is kept, and without the one character that PostgreSQL cannot keep.
 pub(super) fn error_text(text: &str) -> Cow<'_, str> {
     let mut end = text.len().min(MAX_ERROR_LEN);

@@ -14,13 +14,13 @@ use crate::storage::{BlobKey, BlobKind, Body, NewTask, Outcome, TaskIds};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A schema of its own in the database that scripts/services brings up.
-struct Schema {
+pub(super) struct Schema {
     url: String,
     name: String,
 }
 
 impl Schema {
-    fn new() -> Schema {
+    pub(super) fn new() -> Schema {
         let url = std::env::var("REPARTO_POSTGRES_URL").unwrap_or_else(|_| {
             panic!("this test needs PostgreSQL; run: eval \"$(scripts/services up postgres)\"")
         });
@@ -35,11 +35,11 @@ impl Schema {
     }
 
     /// A connection that sees the schema's tables.
-    fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         Client::connect(&self.url(), NoTls).unwrap()
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("{}?options=-csearch_path%3D{}", self.url, self.name)
     }
 

@@ -73,6 +73,10 @@ impl Stage<'_> {
             Operation::TakeDue { now, limit } => self.take_due(*now, *limit),
             // Done to the tables themselves, in the same transaction.
             Operation::RemoveEnded { .. } | Operation::RemoveKeys { .. } => Ok(Answer::Noted),
+            // Nobody else can have a task of this store's.
+            Operation::Claim { .. } | Operation::Release { .. } | Operation::Sweep { .. } => {
+                Ok(Answer::Noted)
+            }
         }
     }
 

@@ -1,0 +1,80 @@
+//! What sharing work needs to be opened and started.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{TrySendError, bounded};
+
+use super::{HeardOfOthers, Sharing};
+use crate::bus::{Address, Bus, BusLimits};
+use crate::scheduler::Time;
+use crate::storage::{Hearing, ShareSettings, StoreError};
+
+/// What is heard of other balancers and not yet taken, in notifications; what is beyond it is asked for.
+const MOST_HEARD: usize = 4096;
+
+/// How work is shared with other balancers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharingSettings {
+    /// Where RabbitMQ is.
+    pub bus: Address,
+    /// Bounds of what waits for it.
+    pub limits: BusLimits,
+    /// Leases, and how long what is left over is left alone.
+    pub share: ShareSettings,
+}
+
+impl SharingSettings {
+    /// The usual settings.
+    #[must_use]
+    pub fn new(bus: Address) -> Self {
+        SharingSettings { bus, limits: BusLimits::default(), share: ShareSettings::default() }
+    }
+}
+
+/// What was opened for sharing beside the store.
+#[derive(Debug)]
+pub(in crate::background) struct OpenedSharing {
+    pub(in crate::background) settings: SharingSettings,
+    pub(in crate::background) hearing: Hearing,
+    pub(in crate::background) installation: Arc<str>,
+}
+
+/// Sets it to work. `wake` is called from its threads when there is something to take.
+///
+/// # Errors
+/// A thread cannot be had.
+pub(in crate::background) fn start(
+    opened: OpenedSharing,
+    wake: &Arc<dyn Fn() + Send + Sync>,
+) -> Result<Box<Sharing>, StoreError> {
+    let OpenedSharing { settings, hearing, installation } = opened;
+    let waker = Arc::clone(wake);
+    let bus = Bus::start(&settings.bus, settings.limits, move || waker())
+        .map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+    let (told, heard) = bounded(MOST_HEARD);
+    let missed = Arc::new(AtomicBool::new(false));
+    let (waker, some_missed) = (Arc::clone(wake), Arc::clone(&missed));
+    let listener = hearing.start(move |heard| {
+        if let Err(TrySendError::Full(_)) = told.try_send(heard) {
+            some_missed.store(true, Ordering::Release);
+        }
+        waker();
+    })?;
+    Ok(Box::new(Sharing {
+        bus,
+        heard: HeardOfOthers { heard, missed },
+        _listener: listener,
+        installation,
+        courses: HashMap::new(),
+        consumers: HashMap::new(),
+        next_consumer: 0,
+        held: HashMap::new(),
+        owner: None,
+        delayed: VecDeque::new(),
+        look_at: Time(0),
+        sweep_at: Time(0),
+        is_sweeping: false,
+    }))
+}

@@ -1,0 +1,372 @@
+//! The bus against a real RabbitMQ: what is published is confirmed and comes, also when connections are lost.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+
+use super::*;
+
+/// Long enough for any machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn url() -> String {
+    std::env::var("REPARTO_RABBITMQ_URL")
+        .unwrap_or_else(|_| panic!("this test needs RabbitMQ; run: eval \"$(scripts/services up rabbitmq)\""))
+}
+
+/// A queue that no other test has.
+fn queue(kind: QueueKind) -> Queue {
+    Queue { name: format!("test.{}", uuid::Uuid::new_v4().simple()).into(), kind }
+}
+
+/// A bus and what has come from it; a thread of the test's stands for the reactor.
+struct Rig {
+    bus: Bus,
+    woken: mpsc::Receiver<()>,
+    events: Vec<BusEvent>,
+}
+
+impl Rig {
+    fn start(url: &str) -> Rig {
+        let (wake, woken) = mpsc::channel();
+        let wake = Mutex::new(wake);
+        let address = Address::parse(url).unwrap();
+        let bus = Bus::start(&address, BusLimits::default(), move || {
+            let _ = wake.lock().unwrap().send(());
+        });
+        Rig { bus: bus.unwrap(), woken, events: Vec::new() }
+    }
+
+    fn publish(&mut self, token: u64, queue: &Queue, body: &'static str) {
+        let body = Bytes::from_static(body.as_bytes());
+        let message = Message { queue: queue.clone(), body, properties: Properties::default() };
+        self.bus.publish(token, message);
+        self.bus.flush();
+    }
+
+    /// Waits for an event of which `pick` makes something; the others are kept.
+    fn wait<T>(&mut self, what: &str, pick: impl Fn(&BusEvent) -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some((at, found)) =
+                self.events.iter().enumerate().find_map(|(at, event)| pick(event).map(|found| (at, found)))
+            {
+                self.events.remove(at);
+                return found;
+            }
+            assert!(
+                Instant::now() < until,
+                "{what} does not come: {:?}, {:?}",
+                self.events,
+                self.bus.status()
+            );
+            let _ = self.woken.recv_timeout(Duration::from_millis(100));
+            self.bus.take_events(&mut self.events);
+        }
+    }
+
+    fn confirmed(&mut self, token: u64) {
+        self.wait("a confirmation", |event| (*event == BusEvent::Confirmed(token)).then_some(()));
+    }
+
+    fn delivery(&mut self, consumer: u64) -> Delivery {
+        self.wait("a delivery", |event| match event {
+            BusEvent::Delivered(delivery) if delivery.consumer == consumer => Some(delivery.clone()),
+            _ => None,
+        })
+    }
+
+    fn take(&mut self, tag: Tag) {
+        self.bus.take(tag);
+        self.bus.flush();
+    }
+}
+
+/// Between a bus and RabbitMQ, so that a test can cut their connections.
+struct Relay {
+    address: SocketAddr,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+    opens: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn start() -> Relay {
+        let server = Address::parse(&url()).unwrap();
+        let server = server.place().trim_start_matches("amqp://").trim_end_matches('/').to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (streams, opens) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(true)));
+        let (kept, open) = (Arc::clone(&streams), Arc::clone(&opens));
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if !open.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let server = TcpStream::connect(&server).unwrap();
+                let ends = [client.try_clone().unwrap(), server.try_clone().unwrap()];
+                kept.lock().unwrap().extend(ends.map(|end| end.try_clone().unwrap()));
+                for (mut from, mut to) in
+                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+                {
+                    thread::spawn(move || {
+                        let mut buffer = [0; 16 << 10];
+                        while let Ok(bytes @ 1..) = from.read(&mut buffer) {
+                            if to.write_all(&buffer[..bytes]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Relay { address, streams, opens }
+    }
+
+    fn url(&self) -> String {
+        let url = url();
+        let (user, place) = url.split_once('@').unwrap();
+        let (_, rest) = place.split_once('/').unwrap_or((place, ""));
+        format!("{user}@{}/{rest}", self.address)
+    }
+
+    fn cut(&self) {
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn what_is_published_is_confirmed_and_comes_to_a_consumer_with_its_properties() {
+    let mut rig = Rig::start(&url());
+    for kind in [QueueKind::Durable, QueueKind::Transient] {
+        let queue = queue(kind);
+        let properties = Properties {
+            message_id: Some("m".into()),
+            correlation_id: Some("c".into()),
+            reply_to: Some("r".into()),
+            content_type: Some("application/json".into()),
+            headers: vec![("why".into(), "because".into())],
+            expires: None,
+        };
+        let (body, consumer) = (Bytes::from_static(b"hola"), kind as u64);
+        rig.bus
+            .publish(7, Message { queue: queue.clone(), body: body.clone(), properties: properties.clone() });
+        rig.bus.flush();
+        rig.confirmed(7);
+        rig.bus.begin(consumer, queue, 10);
+        rig.bus.flush();
+        let delivery = rig.delivery(consumer);
+        assert_eq!((delivery.body, delivery.properties), (body, properties));
+        rig.take(delivery.tag);
+    }
+    assert_eq!(rig.bus.status(), BusStatus::default());
+}
+
+#[test]
+fn many_are_under_way_at_once_and_each_is_confirmed_once() {
+    let mut rig = Rig::start(&url());
+    let queue = queue(QueueKind::Durable);
+    for token in 0..20_000 {
+        let message = Message {
+            queue: queue.clone(),
+            body: Bytes::from_static(b"x"),
+            properties: Properties::default(),
+        };
+        rig.bus.publish(token, message);
+    }
+    rig.bus.flush();
+    let mut confirmed = HashSet::new();
+    while confirmed.len() < 20_000 {
+        let token = rig.wait("a confirmation", |event| match event {
+            BusEvent::Confirmed(token) => Some(*token),
+            _ => None,
+        });
+        assert!(confirmed.insert(token));
+    }
+}
+
+#[test]
+fn no_more_than_the_prefetch_is_under_way_and_what_is_taken_makes_room() {
+    let mut rig = Rig::start(&url());
+    let queue = queue(QueueKind::Durable);
+    for (token, body) in (0..).zip(["a", "b", "c"]) {
+        rig.publish(token, &queue, body);
+        rig.confirmed(token);
+    }
+    rig.bus.begin(1, queue.clone(), 1);
+    rig.bus.flush();
+    let first = rig.delivery(1);
+    assert_eq!(&first.body[..], b"a");
+    // Another consumer gets the next, since the first one has what it may have.
+    rig.bus.begin(2, queue.clone(), 1);
+    rig.bus.flush();
+    let second = rig.delivery(2);
+    assert_eq!(&second.body[..], b"b");
+    rig.take(first.tag);
+    let third = rig.delivery(1);
+    assert_eq!(&third.body[..], b"c");
+    rig.take(second.tag);
+    rig.take(third.tag);
+}
+
+#[test]
+fn what_is_given_back_comes_again_to_whoever_consumes() {
+    let mut rig = Rig::start(&url());
+    let queue = queue(QueueKind::Durable);
+    rig.publish(1, &queue, "a");
+    rig.bus.begin(1, queue.clone(), 5);
+    rig.bus.flush();
+    let delivery = rig.delivery(1);
+    rig.bus.end(1);
+    rig.bus.give_back(delivery.tag);
+    rig.bus.begin(2, queue, 5);
+    rig.bus.flush();
+    let again = rig.delivery(2);
+    assert_eq!(&again.body[..], b"a");
+    rig.take(again.tag);
+}
+
+#[test]
+fn what_is_not_taken_when_the_connection_is_lost_comes_again_and_consumers_go_on() {
+    let relay = Relay::start();
+    let mut rig = Rig::start(&relay.url());
+    let queue = queue(QueueKind::Durable);
+    rig.bus.begin(1, queue.clone(), 5);
+    rig.publish(1, &queue, "a");
+    let first = rig.delivery(1);
+    relay.cut();
+    rig.wait("the loss", |event| (*event == BusEvent::Lost).then_some(()));
+    // Of a connection that is gone: it is done with for nobody.
+    rig.take(first.tag);
+    let again = rig.delivery(1);
+    assert_eq!(&again.body[..], b"a");
+    rig.take(again.tag);
+    rig.publish(2, &queue, "b");
+    rig.confirmed(2);
+    let next = rig.delivery(1);
+    assert_eq!(&next.body[..], b"b");
+}
+
+#[test]
+fn what_is_published_while_rabbitmq_is_away_is_confirmed_once_it_is_back() {
+    let relay = Relay::start();
+    let mut rig = Rig::start(&relay.url());
+    let queue = queue(QueueKind::Durable);
+    rig.publish(1, &queue, "a");
+    rig.confirmed(1);
+    relay.opens.store(false, Ordering::SeqCst);
+    relay.cut();
+    let until = Instant::now() + PATIENCE;
+    while rig.bus.status().trouble.is_none() {
+        assert!(Instant::now() < until);
+        thread::sleep(Duration::from_millis(10));
+    }
+    for token in 2..100 {
+        rig.publish(token, &queue, "b");
+    }
+    assert_eq!(rig.bus.status().unconfirmed, 98);
+    relay.opens.store(true, Ordering::SeqCst);
+    for token in 2..100 {
+        rig.confirmed(token);
+    }
+    assert_eq!(rig.bus.status().unconfirmed, 0);
+}
+
+#[test]
+fn a_bus_is_full_at_its_bound() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = Address::parse(&format!("amqp://ana:secret@{closed}")).unwrap();
+    let limits = BusLimits { unconfirmed: 2, unconfirmed_bytes: 1 << 20 };
+    let mut bus = Bus::start(&address, limits, || {}).unwrap();
+    for (token, room) in [(1, true), (2, false)] {
+        let message = Message {
+            queue: queue(QueueKind::Durable),
+            body: Bytes::new(),
+            properties: Properties::default(),
+        };
+        bus.publish(token, message);
+        assert_eq!(bus.has_room(), room);
+    }
+}
+
+#[test]
+fn a_message_for_somebody_elses_queue_that_is_not_there_is_told_to_be_unroutable() {
+    let mut rig = Rig::start(&url());
+    rig.publish(1, &queue(QueueKind::Foreign), "a");
+    rig.wait("that it has no queue", |event| (*event == BusEvent::Unroutable(1)).then_some(()));
+}
+
+#[test]
+fn a_queue_that_was_removed_is_made_again_for_what_is_published_next() {
+    let mut rig = Rig::start(&url());
+    let queue = queue(QueueKind::Durable);
+    rig.publish(1, &queue, "a");
+    rig.confirmed(1);
+    let mut connection = amiquip::Connection::insecure_open(&url()).unwrap();
+    let channel = connection.open_channel(None).unwrap();
+    channel.queue_delete(&*queue.name, amiquip::QueueDeleteOptions::default()).unwrap();
+    rig.publish(2, &queue, "b");
+    rig.confirmed(2);
+    rig.bus.begin(1, queue, 5);
+    rig.bus.flush();
+    assert_eq!(&rig.delivery(1).body[..], b"b");
+}
+
+#[test]
+fn a_queue_that_is_not_there_does_not_keep_other_consumers_from_their_work() {
+    let mut rig = Rig::start(&url());
+    let (missing, ours) = (queue(QueueKind::Foreign), queue(QueueKind::Durable));
+    rig.bus.begin(1, missing.clone(), 5);
+    rig.bus.begin(2, ours.clone(), 5);
+    rig.publish(1, &ours, "a");
+    let delivery = rig.delivery(2);
+    rig.take(delivery.tag);
+    let until = Instant::now() + PATIENCE;
+    while !rig.bus.status().trouble.is_some_and(|(reason, _)| reason.contains(&*missing.name)) {
+        assert!(Instant::now() < until);
+        thread::sleep(Duration::from_millis(10));
+    }
+    // It is consumed as soon as somebody has made it.
+    let made = Queue { kind: QueueKind::Transient, ..missing };
+    rig.publish(2, &made, "b");
+    assert_eq!(&rig.delivery(1).body[..], b"b");
+}
+
+#[test]
+fn a_wrong_password_is_refused_and_a_server_that_is_away_is_not() {
+    let address = Address::parse(&url()).unwrap();
+    assert_eq!(address.check(), Ok(()));
+    let place = address.place().trim_start_matches("amqp://");
+    let wrong = Address::parse(&format!("amqp://ana:secret@{place}")).unwrap();
+    let error = wrong.check().unwrap_err();
+    assert!(matches!(error, BusError::Refused { .. }), "{error}");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = Address::parse(&format!("amqp://ana:secret@{closed}/x")).unwrap();
+    let error = away.check().unwrap_err();
+    assert!(matches!(error, BusError::Unavailable { .. }), "{error}");
+    for text in [error.to_string(), format!("{away:?}"), wrong.check().unwrap_err().to_string()] {
+        assert!(!text.contains("secret"), "{text}");
+    }
+}
+
+#[test]
+fn a_wrong_url_is_told_what_is_right() {
+    for (text, wanted) in [
+        ("http://x/y", "not amqp"),
+        ("amqps://ana:secret@host", "no TLS"),
+        ("amqp://ana:secret@host/a/b", "%2F"),
+        ("amqp://ana:secret@host?heartbeat=1", "'heartbeat'"),
+        ("host:5672", "not amqp"),
+        ("::", "cannot be read"),
+    ] {
+        let error = Address::parse(text).unwrap_err().to_string();
+        assert!(
+            error.contains(wanted) && error.contains("amqp://USER") && !error.contains("secret"),
+            "{error}"
+        );
+    }
+}
