@@ -263,6 +263,66 @@ fn postgresql_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost(
     all_end(&shared, &[&at_first, &at_second], &tasks);
 }
 
+/// nginx with docs/nginx.conf, before these balancers instead of those in it.
+struct Nginx {
+    process: Process,
+    clients: String,
+    workers: String,
+}
+
+impl Nginx {
+    fn start(balancers: &[&Balancer]) -> Nginx {
+        let ports = [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        let whole = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/nginx.conf");
+        let mut conf = std::fs::read_to_string(whole).unwrap();
+        for (host, balancer) in ["10.0.0.5", "10.0.0.6"].iter().zip(balancers) {
+            conf = conf.replace(&format!("{host}:8888"), &balancer.clients);
+            conf = conf.replace(&format!("{host}:8889"), &balancer.workers);
+        }
+        for (port, address) in ["8888", "8889"].iter().zip(ports) {
+            conf = conf.replace(&format!("listen {port};"), &format!("listen {address};"));
+        }
+        let home = folder();
+        std::fs::write(home.join("nginx.conf"), conf).unwrap();
+        let mut command = Command::new("nginx");
+        let own = format!("daemon off; pid {}; user root;", home.join("pid").display());
+        command.arg("-c").arg(home.join("nginx.conf")).args(["-e", "stderr", "-g", &own]);
+        let process = Process::start(command);
+        let [clients, workers] = ports.map(|address| address.to_string());
+        wait_until("nginx listens", || std::net::TcpStream::connect(&workers).is_ok());
+        Nginx { process, clients, workers }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Its workers end with it, which they would not if it were killed.
+        self.process.signal(rustix::process::Signal::TERM);
+        wait_until("nginx has ended", || self.process.has_ended());
+    }
+}
+
+#[test]
+fn nginx_stands_before_two_balancers_of_which_one_is_killed() {
+    let shared = Shared::start();
+    let (first, second) = (shared.balancer(), shared.balancer());
+    let nginx = Nginx::start(&[&first, &second]);
+    let workers: Vec<Process> = ["ana", "luis", "eva", "juan"]
+        .map(|id| Process::start(reparto(["worker", "--balancer", &nginx.workers, "--id", id])))
+        .into();
+    let client =
+        Client::builder().balancers([nginx.clients.clone()]).reconnect_for(PATIENCE).connect().unwrap();
+    let replies: Vec<_> = (0..200).map(|number| (hand_in(&client, &format!("t{number}")), number)).collect();
+    let tasks: Vec<_> = replies.iter().map(|(reply, number)| (accepted(reply), *number)).collect();
+    first.process.kill();
+    for (task, number) in tasks {
+        assert_eq!(fetch(&client, task), format!("T{number}"));
+    }
+    let foreground = client.task("upper").payload("hola").safe_to_repeat(true).submit().unwrap();
+    assert_eq!(&foreground.wait().unwrap()[..], b"HOLA");
+    drop(workers);
+}
+
 #[test]
 fn what_a_bus_needs_is_said_at_the_start() {
     let bus = "amqp://ana:secret@127.0.0.1:1";
