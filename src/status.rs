@@ -179,8 +179,13 @@ fn engine_line(engine: &EngineStatus, look: Look) -> String {
     let space = " ".repeat(9_usize.saturating_sub(engine.role.chars().count()).max(1));
     let since = engine.since_ms.map(|ms| format!(" since {}", parse::shown_moment(ms))).unwrap_or_default();
     let message = engine.message.as_ref().map(|text| format!(": {}", one_line(text))).unwrap_or_default();
+    let standbys = match engine.standbys {
+        0 => String::new(),
+        1 => ", 1 balancer stands by".to_owned(),
+        many => format!(", {} balancers stand by", HumanCount(many)),
+    };
     format!(
-        "{role}{space}{}, {}{since}, {} operations wait ({}){message}",
+        "{role}{space}{}, {}{since}, {} operations wait ({}){standbys}{message}",
         one_line(&engine.place),
         one_line(&engine.state),
         HumanCount(engine.waiting),
@@ -291,6 +296,7 @@ mod tests {
             message: Some("connection refused\n".into()),
             waiting: 1200,
             waiting_bytes: 2048,
+            standbys: 1,
             ..engine("blobs", "unreachable")
         };
         let line = engine_line(&lost, PLAIN);
@@ -298,7 +304,10 @@ mod tests {
             line.starts_with("blobs    postgres://ana:***@db/tasks, unreachable since 1970-01-01 "),
             "{line}"
         );
-        assert!(line.ends_with(", 1,200 operations wait (2.00 KiB): connection refused "), "{line}");
+        assert!(
+            line.ends_with(", 1,200 operations wait (2.00 KiB), 1 balancer stands by: connection refused "),
+            "{line}"
+        );
     }
 
     #[test]

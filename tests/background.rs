@@ -156,3 +156,33 @@ fn a_balancer_that_is_stopped_leaves_what_waits_to_the_next_one() {
         assert_eq!(client.result(id, task), payload(id).to_ascii_uppercase());
     }
 }
+
+/// More than the scheduler holds at once.
+const MANY: u64 = 150_000;
+
+#[test]
+fn a_balancer_killed_with_many_tasks_queued_serves_again_and_all_of_them_end() {
+    let data = folder();
+    let balancer = start(&data, "127.0.0.1:0", "127.0.0.1:0");
+    let input = support::numbers(0..MANY as u32);
+    let ids = balancer.submit_input(["upper", "--background", "--lines", "-"], input).success_text();
+    let ids: Vec<&str> = ids.lines().collect();
+    assert_eq!(ids.len() as u64, MANY);
+    let (clients, workers) = (balancer.clients.clone(), balancer.workers.clone());
+    balancer.process.kill();
+    let balancer = start(&data, &clients, &workers);
+    let _worker = balancer.worker("worker");
+    let run = |arguments: &[&str]| {
+        support::run(arguments.iter().chain(&["--balancer", &balancer.clients])).success_text()
+    };
+    for number in [0, MANY / 2, MANY - 1] {
+        let id = ids[usize::try_from(number).unwrap()];
+        assert_eq!(run(&["get", id, "--wait", "100s"]), number.to_string());
+    }
+    for state in ["queued", "running"] {
+        support::wait_until("none is open", || {
+            run(&["tasks", "--state", state, "--limit", "1"]) == "no tasks\n"
+        });
+    }
+    assert_eq!(balancer.status().totals.done, MANY);
+}

@@ -95,10 +95,14 @@ fn a_standby_takes_over_from_a_killed_leader_and_gives_out_all_that_it_accepted(
     let mut standby = Process::start(standby);
     let leads = format!("standing by: process {}", leader.process.pid().as_raw_nonzero());
     wait_until("it says who leads", || standby.stderr().contains(&leads));
+    let client = client(&[&clients]);
+    wait_until("the leader knows of it", || {
+        let engines = client.status().unwrap().engines;
+        engines.iter().any(|engine| engine.role == "store" && engine.standbys == 1)
+    });
     assert!(!standby.has_ended() && standby.stdout().is_empty(), "{}", standby.stderr());
 
     let _worker = leader.worker("ana");
-    let client = client(&[&clients]);
     let replies: Vec<_> = (0..3000).map(|number| hand_in(&client, &format!("task {number}"))).collect();
     let first: Vec<TaskId> = replies[..1000].iter().map(accepted).collect();
     leader.process.kill();
@@ -179,7 +183,7 @@ fn while_postgresql_is_away_foreground_tasks_go_on_and_what_was_taken_is_done_af
         }
         _ => false,
     };
-    assert!(refused(&large.last().as_ref().unwrap()), "the last one finds no room");
+    assert!(refused(&large.last().unwrap()), "the last one finds no room");
     let (state, waiting) = engine(&client, "store");
     assert_eq!(state, "unreachable");
     assert!(waiting >= 500, "{waiting}");

@@ -86,6 +86,8 @@ pub struct EngineStatus {
     pub waiting: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
+    /// Other balancers that stand by to take over from this one.
+    pub standbys: u64,
 }
 
 /// What a worker is doing.

@@ -29,6 +29,8 @@ pub struct EngineStatus {
     pub waiting: usize,
     /// Their bytes.
     pub waiting_bytes: usize,
+    /// Other balancers that stand by to take over from this one.
+    pub standbys: usize,
 }
 
 /// How an engine does.
@@ -56,11 +58,17 @@ impl Keeper {
             };
             let (since_ms, message) =
                 trouble.map(|trouble| (millis(trouble.since), cut(trouble.reason))).unzip();
-            EngineStatus { role, kind, place: cut(place), state, since_ms, message, waiting, waiting_bytes }
+            let standbys = if role == "store" { status.standbys } else { 0 };
+            let place = cut(place);
+            EngineStatus { role, kind, place, state, since_ms, message, waiting, waiting_bytes, standbys }
         };
         // What the storage took no more of waits for the store as well.
         let held_back = if self.held_back_bytes > 0 { self.requests.len() } else { 0 };
-        let waiting = (status.waiting + held_back, status.waiting_bytes + self.held_back_bytes);
+        let (blobs_waiting, blobs_waiting_bytes) = status.blobs_waiting;
+        let waiting = (
+            status.waiting.saturating_sub(blobs_waiting) + held_back,
+            status.waiting_bytes.saturating_sub(blobs_waiting_bytes) + self.held_back_bytes,
+        );
         let (store, blobs) = (&self.settings.store, &self.settings.blobs);
         let mut engines = vec![
             engine("store", store.kind(), store.to_string(), status.trouble, waiting),

@@ -272,6 +272,11 @@ pub trait Store: Send {
     /// As [`apply`](Self::apply).
     fn settle(&mut self) -> Result<(), StoreError>;
 
+    /// Other balancers that wait to lead, as far as was seen at the last [`upkeep`](Self::upkeep).
+    fn standbys(&self) -> usize {
+        0
+    }
+
     /// Another view of the same tasks, for another thread, which never waits for this one's disk.
     ///
     /// # Errors

@@ -36,6 +36,10 @@ use super::task::{TaskId, TaskState};
 
 /// How often an idle leader looks whether it still leads, and whether the database is there.
 const LOOK: Duration = Duration::from_secs(1);
+/// Who leads, and how many wait for the lock. A lock's key is shown there in two halves.
+const LOOK_AROUND: &str = "SELECT epoch, (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND (classid::bigint << 32) | objid::bigint = $1) FROM leader";
 /// How long a standby waits for the lock before it looks whether it is to go on.
 const LOCK_WAIT: &str = "500ms";
 /// How long it waits for a database that cannot be reached.
@@ -84,6 +88,10 @@ pub struct PostgresStore {
     pending: Option<Pending>,
     /// How far the walk over ended tasks has come; `None` for its beginning.
     walked: Option<TaskId>,
+    /// When it was last seen that this balancer leads; `None` once something went wrong.
+    seen_leading: Option<Instant>,
+    /// Other balancers that wait for the lock.
+    standbys: usize,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -332,6 +340,8 @@ fn try_to_lead(
         batch,
         pending: None,
         walked: None,
+        seen_leading: Some(Instant::now()),
+        standbys: 0,
     }))
 }
 
@@ -432,21 +442,39 @@ fn remove_ended(
 impl Store for PostgresStore {
     fn apply(&mut self, operations: &[Operation], answers: &mut Vec<Answer>) -> Result<(), StoreError> {
         if !operations.is_empty() {
-            answers.append(&mut self.transaction(operations)?);
+            let done = self.transaction(operations);
+            if done.is_err() {
+                self.seen_leading = None;
+            }
+            answers.append(&mut done?);
         }
         Ok(())
     }
 
     /// Nothing is written behind; it sees to it that a leader without work notices when it leads no longer.
     fn upkeep(&mut self) -> Result<Option<Duration>, StoreError> {
+        let since = self.seen_leading.map_or(LOOK, |at| at.elapsed());
+        if since < LOOK {
+            return Ok(Some(LOOK.saturating_sub(since)));
+        }
+        self.seen_leading = None;
         self.connect()?;
-        let Some(Session { client, .. }) = &mut self.session else { return Ok(Some(LOOK)) };
-        let current = client.query_one("SELECT epoch FROM leader", &[]);
-        let current: i64 = current.map_err(|error| self.address.error(&error))?.get(0);
+        let Some(Session { client, statements }) = &mut self.session else { return Ok(Some(LOOK)) };
+        let look = statements
+            .get(client, LOOK_AROUND)
+            .and_then(|look| client.query_one(&look, &[&self.lock_key]))
+            .map_err(|error| self.address.error(&error))?;
+        let (current, standbys): (i64, i64) = (look.get(0), look.get(1));
         if current != self.epoch {
             return Err(StoreError::Fenced { ours: self.epoch, current });
         }
+        self.standbys = usize::try_from(standbys).unwrap_or(0);
+        self.seen_leading = Some(Instant::now());
         Ok(Some(LOOK))
+    }
+
+    fn standbys(&self) -> usize {
+        self.standbys
     }
 
     /// Nothing is to be done: what was answered stands in the tables.

@@ -157,6 +157,8 @@ pub struct StorageStatus {
     pub waiting_bytes: usize,
     /// Those among them whose payload or result is yet to be put into the blob store, and their bytes.
     pub blobs_waiting: (usize, usize),
+    /// Other balancers that wait to lead.
+    pub standbys: usize,
     /// Why the store cannot be used; `None` when it can.
     pub trouble: Option<Trouble>,
     /// Why the blob store cannot be used; `None` when it can.
@@ -202,6 +204,7 @@ struct Shared {
     /// Of those, the ones for the blob store, and their bytes.
     blobs_waiting: AtomicUsize,
     blobs_waiting_bytes: AtomicUsize,
+    standbys: AtomicUsize,
     trouble: Mutex<Option<Trouble>>,
     blob_trouble: Mutex<Option<Trouble>>,
     /// Why the store has stopped for good.
@@ -269,6 +272,7 @@ impl Storage {
             stopping: AtomicBool::new(false),
             blobs_waiting: AtomicUsize::new(0),
             blobs_waiting_bytes: AtomicUsize::new(0),
+            standbys: AtomicUsize::new(0),
             trouble: Mutex::new(None),
             blob_trouble: Mutex::new(None),
             failure: Mutex::new(None),
@@ -440,6 +444,7 @@ impl Storage {
                 self.shared.blobs_waiting.load(Ordering::Acquire),
                 self.shared.blobs_waiting_bytes.load(Ordering::Acquire),
             ),
+            standbys: self.shared.standbys.load(Ordering::Acquire),
             trouble: lock(&self.shared.trouble).clone(),
             blob_trouble: lock(&self.shared.blob_trouble).clone(),
         }

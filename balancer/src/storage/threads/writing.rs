@@ -157,7 +157,9 @@ impl Writing {
 
     fn upkeep(&mut self) -> Result<Option<Duration>, StoreError> {
         if self.commands.is_empty() {
-            Self::until_it_works(&self.shared, || self.store.upkeep())
+            let next = Self::until_it_works(&self.shared, || self.store.upkeep())?;
+            self.shared.standbys.store(self.store.standbys(), Ordering::Release);
+            Ok(next)
         } else {
             // It is busy, and does a part of it in each transaction.
             Ok(None)
