@@ -262,7 +262,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(error) => return fail(FAILED, &error.to_string()),
     };
     let settings = within_open_files(settings, raise_open_files_limit());
-    let balancer = match Balancer::bind_with(settings, store) {
+    let balancer = match Balancer::bind_with(settings, store.map(|store| *store)) {
         Ok(balancer) => balancer,
         Err(error @ BalancerError::Setting { .. }) => return fail(WRONG_USAGE, &error.to_string()),
         Err(error) => return fail(FAILED, &error.to_string()),
@@ -280,7 +280,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 /// What came of waiting for a store.
 enum Waited {
     /// It is open, or none was asked for.
-    Open(Option<OpenedStore>),
+    Open(Option<Box<OpenedStore>>),
     /// A signal came first.
     Stopped,
 }
@@ -309,7 +309,7 @@ fn open_store(settings: &Settings, signals: &signals::Signals) -> Result<Waited,
             if stood_by {
                 tell("leads now");
             }
-            Ok(Waited::Open(Some(opened)))
+            Ok(Waited::Open(Some(Box::new(opened))))
         }
         None => Ok(Waited::Stopped),
     }

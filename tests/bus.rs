@@ -60,10 +60,16 @@ fn accepted(reply: &Reply<Accepted>) -> TaskId {
 /// A task's result, once there is one.
 #[track_caller]
 fn fetch(client: &Client, task: TaskId) -> String {
+    fetch_or(client, task, &|| String::new())
+}
+
+/// The same; `explain` says what is known when there is none in time.
+#[track_caller]
+fn fetch_or(client: &Client, task: TaskId, explain: &dyn Fn() -> String) -> String {
     for _ in 0..200 {
         match client.fetch(task, PATIENCE).unwrap().wait() {
             Ok(Fetched::Ended(outcome)) => return String::from_utf8(outcome.unwrap().to_vec()).unwrap(),
-            Ok(Fetched::NotEnded(standing)) => panic!("{task} has not ended: {standing:?}"),
+            Ok(Fetched::NotEnded(standing)) => panic!("{task} has not ended: {standing:?}\n{}", explain()),
             // Its balancer was killed, or the database was away.
             Err(failure)
                 if matches!(failure.code, ErrorCode::ConnectionLost | ErrorCode::StoreUnavailable) =>
@@ -118,10 +124,13 @@ fn under_load(client: &Client, while_this: impl FnOnce()) -> Vec<(TaskId, String
 }
 
 /// Each of these tasks ends with its own result, at whichever balancer one asks.
-fn all_end(clients: &[&Client], tasks: &[(TaskId, String)]) {
+fn all_end(shared: &Shared, clients: &[&Client], tasks: &[(TaskId, String)]) {
     assert!(tasks.len() > 100, "there was no load: {}", tasks.len());
+    let open = "SELECT state, owner, publisher, count(*), min(id::text) FROM tasks WHERE state <= 2 GROUP BY 1, 2, 3";
+    let explain = || format!("{}\n{}", psql(shared, open), psql(shared, "SELECT * FROM balancers"));
     for (number, (task, payload)) in tasks.iter().enumerate() {
-        assert_eq!(fetch(clients[number % clients.len()], *task), payload.to_uppercase(), "{task}");
+        let result = fetch_or(clients[number % clients.len()], *task, &explain);
+        assert_eq!(result, payload.to_uppercase(), "{task}");
     }
 }
 
@@ -214,7 +223,7 @@ fn all_that_a_killed_balancer_had_ends_at_the_other() {
     let _workers = [first.worker("ana"), second.worker("luis"), second.worker("eva")];
     let mut first = Some(first);
     let tasks = under_load(&both, || first.take().unwrap().process.kill());
-    all_end(&[&both], &tasks);
+    all_end(&shared, &[&both], &tasks);
     assert_eq!(
         psql(&shared, "SELECT count(*) FROM tasks WHERE state <= 2 AND owner IS NULL AND state <> 1"),
         "0"
@@ -229,12 +238,13 @@ fn rabbitmq_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() 
     let _workers = [first.worker("ana"), second.worker("luis")];
     let tasks = under_load(&at_first, || {
         shared.engines.kill("rabbitmq");
+        std::thread::sleep(Duration::from_millis(500));
         // A foreground task does not need it.
         let foreground = at_second.task("upper").payload("here").submit().unwrap().wait().unwrap();
         assert_eq!(&foreground[..], b"HERE");
         shared.engines.up("rabbitmq");
     });
-    all_end(&[&at_first, &at_second], &tasks);
+    all_end(&shared, &[&at_first, &at_second], &tasks);
 }
 
 #[test]
@@ -250,7 +260,67 @@ fn postgresql_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost(
         std::thread::sleep(Duration::from_secs(1));
         shared.engines.up("postgres");
     });
-    all_end(&[&at_first, &at_second], &tasks);
+    all_end(&shared, &[&at_first, &at_second], &tasks);
+}
+
+/// nginx with docs/nginx.conf, before these balancers instead of those in it.
+struct Nginx {
+    process: Process,
+    clients: String,
+    workers: String,
+}
+
+impl Nginx {
+    fn start(balancers: &[&Balancer]) -> Nginx {
+        let ports = [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        let whole = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/nginx.conf");
+        let mut conf = std::fs::read_to_string(whole).unwrap();
+        for (host, balancer) in ["10.0.0.5", "10.0.0.6"].iter().zip(balancers) {
+            conf = conf.replace(&format!("{host}:8888"), &balancer.clients);
+            conf = conf.replace(&format!("{host}:8889"), &balancer.workers);
+        }
+        for (port, address) in ["8888", "8889"].iter().zip(ports) {
+            conf = conf.replace(&format!("listen {port};"), &format!("listen {address};"));
+        }
+        let home = folder();
+        std::fs::write(home.join("nginx.conf"), conf).unwrap();
+        let mut command = Command::new("nginx");
+        let own = format!("daemon off; pid {}; user root;", home.join("pid").display());
+        command.arg("-c").arg(home.join("nginx.conf")).args(["-e", "stderr", "-g", &own]);
+        let process = Process::start(command);
+        let [clients, workers] = ports.map(|address| address.to_string());
+        wait_until("nginx listens", || std::net::TcpStream::connect(&workers).is_ok());
+        Nginx { process, clients, workers }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Its workers end with it, which they would not if it were killed.
+        self.process.signal(rustix::process::Signal::TERM);
+        wait_until("nginx has ended", || self.process.has_ended());
+    }
+}
+
+#[test]
+fn nginx_stands_before_two_balancers_of_which_one_is_killed() {
+    let shared = Shared::start();
+    let (first, second) = (shared.balancer(), shared.balancer());
+    let nginx = Nginx::start(&[&first, &second]);
+    let workers: Vec<Process> = ["ana", "luis", "eva", "juan"]
+        .map(|id| Process::start(reparto(["worker", "--balancer", &nginx.workers, "--id", id])))
+        .into();
+    let client =
+        Client::builder().balancers([nginx.clients.clone()]).reconnect_for(PATIENCE).connect().unwrap();
+    let replies: Vec<_> = (0..200).map(|number| (hand_in(&client, &format!("t{number}")), number)).collect();
+    let tasks: Vec<_> = replies.iter().map(|(reply, number)| (accepted(reply), *number)).collect();
+    first.process.kill();
+    for (task, number) in tasks {
+        assert_eq!(fetch(&client, task), format!("T{number}"));
+    }
+    let foreground = client.task("upper").payload("hola").safe_to_repeat(true).submit().unwrap();
+    assert_eq!(&foreground.wait().unwrap()[..], b"HOLA");
+    drop(workers);
 }
 
 #[test]

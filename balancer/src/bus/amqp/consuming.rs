@@ -8,6 +8,7 @@ use amiquip::{Channel, Connection, Consumer, ConsumerMessage, ConsumerOptions, D
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender};
 
+use super::healing::watch;
 use super::{Address, CONSUMING, Maker, Waits, clear_trouble, from_amqp, note_queue, note_trouble};
 use crate::bus::{BusEvent, Consuming as Command, Queue, Shared, Tag};
 
@@ -175,6 +176,7 @@ impl Consuming {
             note_queue(&self.shared, CONSUMING, queue, &reason);
             return Ok(false);
         }
+        let _watched = watch(&self.address, queue);
         line.begin(consumer, queue, prefetch)?;
         Ok(true)
     }
@@ -212,9 +214,12 @@ impl<'a> Line<'a> {
     fn end(&mut self, consumer: u64, connection: u64) -> amiquip::Result<()> {
         let Some(ended) = self.consumers.remove(&consumer) else { return Ok(()) };
         ended.cancel()?;
-        for message in ended.receiver().try_iter() {
-            if let ConsumerMessage::Delivery(delivery) = message {
-                self.delivered(consumer, connection, delivery);
+        // The library tells the consumer so after it has answered; it gives up the whole connection when nobody is there
+        // to be told.
+        while let Ok(message) = ended.receiver().recv() {
+            match message {
+                ConsumerMessage::Delivery(delivery) => self.delivered(consumer, connection, delivery),
+                _ => break,
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! connection must be there within [`CONNECT_MS`], and a server that says nothing for two heartbeats is given up.
 
 mod consuming;
+mod healing;
 mod publishing;
 
 use std::collections::HashSet;

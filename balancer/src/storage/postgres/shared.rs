@@ -44,7 +44,7 @@ impl Default for ShareSettings {
         ShareSettings {
             lease: Duration::from_secs(10),
             claim_time: Duration::from_secs(15),
-            publish_again: Duration::from_secs(600),
+            publish_again: Duration::from_secs(120),
         }
     }
 }
