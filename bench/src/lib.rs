@@ -2,11 +2,13 @@
 //!
 //! - [`raw`]: minimal clients and workers over sockets, so that the server between them is what is measured.
 //! - [`peers`]: the same work through Reparto and through other servers, in turns, as ratios.
+//! - [`durable`]: what a durable task costs, beside other servers that keep theirs.
 //! - [`load`]: load on a running balancer, closed loop or open loop.
 //! - [`scale`]: cost as workers, queued tasks, idle connections and payloads grow.
 //!
 //! Absolute times mean little on a shared machine; what counts here are ratios inside one run.
 
+pub mod durable;
 pub mod load;
 pub mod peers;
 pub mod raw;
