@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use reparto_bench::durable::{self, Options, Report};
+use reparto_bench::durable::{self, Options, Peer, Report};
 use reparto_bench::peers::PeersError;
 
 use super::{INTERRUPTED, command_line, fail};
@@ -45,6 +45,11 @@ pub(super) struct Args {
     /// Time that each turn measures [default: 1s, with --quick 250ms].
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     duration: Option<Duration>,
+
+    /// At whom tasks are handed in: reparto_fsync, reparto_interval, jetstream, rabbitmq, beanstalkd, gearmand
+    /// [default: all].
+    #[arg(long, value_name = "SERVERS", value_delimiter = ',')]
+    only: Vec<Peer>,
 
     /// What to measure; may be given again [default: all].
     #[arg(long, value_name = "PART", value_enum)]
@@ -101,6 +106,9 @@ impl Args {
         options.duration = self.duration.unwrap_or(options.duration);
         options.life_tasks = self.life_tasks.unwrap_or(options.life_tasks);
         options.restart_tasks = self.restart_tasks.unwrap_or(options.restart_tasks);
+        if !self.only.is_empty() {
+            options.peers.clone_from(&self.only);
+        }
         if let Some(folder) = &self.folder {
             options.folder.clone_from(folder);
         }

@@ -58,8 +58,7 @@ fn how(report: &Report) -> String {
          and the most. What counts as accepted is what the server acknowledges: Reparto with `fsync` and beanstalkd \
          once the disk has it; RabbitMQ once its quorum queue's log is synced; gearmand once SQLite has committed; \
          Reparto with `interval:50ms` and nats-server before the disk has it, which is then synced every 50 ms and \
-         every two minutes. Each publish to nats-server has a reply subject of its own, as its client libraries do \
-         it. A whole life is counted from the first task handed in to the moment when the last one's result is \
+         every two minutes. Publishes to nats-server use reply subjects again, which suits it better than a new one for each, as its client libraries have it. A whole life is counted from the first task handed in to the moment when the last one's result is \
          durable, with two workers that echo.\n",
         report.rounds, report.warm_up, report.duration
     )

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 use crate::peers::Lacking;
 use crate::peers::error::PeersError;
@@ -88,6 +89,17 @@ impl Peer {
     }
 }
 
+/// Reads a peer's name in JSON.
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Peer, String> {
+        let keys = Peer::ALL.map(Peer::key);
+        let found = Peer::ALL.into_iter().find(|peer| peer.key() == text);
+        found.ok_or_else(|| format!("'{text}' is not a server; they are {}", keys.join(", ")))
+    }
+}
+
 /// Where a balancer keeps tasks, and when it takes one for durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Store<'a> {
@@ -104,10 +116,10 @@ pub(super) struct Found {
     pub(super) version: String,
 }
 
-/// Finds the programs of all peers. Reparto's own is given.
-pub(super) fn find_all(reparto: &Path) -> (Vec<Found>, Vec<Lacking>) {
+/// Finds the programs of these peers. Reparto's own is given.
+pub(super) fn find_all(peers: &[Peer], reparto: &Path) -> (Vec<Found>, Vec<Lacking>) {
     let (mut found, mut lacking) = (Vec::new(), Vec::new());
-    for peer in Peer::ALL {
+    for peer in Peer::ALL.into_iter().filter(|it| peers.contains(it)) {
         let needed = peer.program();
         let program = match peer {
             Peer::RepartoFsync | Peer::RepartoInterval => Some(reparto.to_owned()),
@@ -284,5 +296,27 @@ impl Balancer {
         let mut process = Process::start("reparto", command, Folder::new_in(parent)?)?;
         let (clients, workers) = process.wait_for_words(ready_addresses)?;
         Ok(Balancer { clients, workers, process })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_named_as_the_json_names_it() {
+        for peer in Peer::ALL {
+            assert_eq!(peer.key().parse(), Ok(peer));
+        }
+        assert!("kafka".parse::<Peer>().is_err_and(|sentence| sentence.contains("they are reparto_fsync, ")));
+    }
+
+    #[test]
+    fn a_version_of_rabbitmq_is_that_of_its_folder() {
+        let folder = Folder::new().unwrap();
+        std::fs::create_dir_all(folder.path().join("lib/rabbitmq_server-3.10.8")).unwrap();
+        std::fs::create_dir_all(folder.path().join("bin")).unwrap();
+        let script = folder.path().join("bin/rabbitmq-server");
+        assert_eq!(version(Peer::RabbitMq, &script), "3.10.8");
     }
 }

@@ -43,6 +43,8 @@ pub struct Options {
     pub program: PathBuf,
     /// What to measure.
     pub parts: Vec<Part>,
+    /// At whom tasks are handed in.
+    pub peers: Vec<Peer>,
     /// Rounds, 1 to 1,000.
     pub rounds: usize,
     /// Time that each turn measures, 10 ms to an hour.
@@ -63,6 +65,7 @@ impl Options {
         Options {
             program: program.into(),
             parts: Part::ALL.to_vec(),
+            peers: Peer::ALL.to_vec(),
             rounds: 5,
             duration: Duration::from_secs(1),
             warm_up: Duration::from_millis(300),
@@ -96,7 +99,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
     check(options)?;
     let machine = Machine::look();
     let disk = Disk::look(&options.folder)?;
-    let (found, lacking) = find_all(&options.program);
+    let (found, lacking) = find_all(&options.peers, &options.program);
     let mut versions: Vec<String> = found.iter().map(|it| it.version.clone()).collect();
     versions.dedup();
     let mut session = Session { found, options, stop, bar: progress_bar(), failures: Vec::new() };
