@@ -255,11 +255,11 @@ fn a_jetstream_publish_has_its_number_in_its_reply_subject_and_gets_it_back() {
                   PUB bench _INBOX.3.0000000001 8\r\nxxxxxxxx\r\n";
     assert_eq!(String::from_utf8_lossy(&said), wanted);
     let wire = b"INFO {}\r\nPONG\r\nMSG _INBOX.3.made 1 15\r\n{\"config\":\"ok\"}\r\n\
-        MSG _INBOX.3.0000000001 1 26\r\n{\"stream\":\"bench\",\"seq\":12}\r\n\
-        MSG _INBOX.3.0000000258 1 26\r\n{\"stream\":\"bench\",\"seq\":13}\r\n";
+        MSG _INBOX.3.0000000001 1 27\r\n{\"stream\":\"bench\",\"seq\":12}\r\n\
+        MSG _INBOX.3.0000000258 1 27\r\n{\"stream\":\"bench\",\"seq\":13}\r\n";
     read_split_everywhere(&|| JetStream.client(3, 8), wire, &[1, 258]);
     let refusal =
-        b"MSG _INBOX.3.made 1 50\r\n{\"type\":\"x\",\"error\":{\"description\":\"no space left\"}}\r\n";
+        b"MSG _INBOX.3.made 1 52\r\n{\"type\":\"x\",\"error\":{\"description\":\"no space left\"}}\r\n";
     let error = JetStream.client(3, 8).read(refusal, &mut Output::default(), &mut Vec::new()).unwrap_err();
     assert!(error.to_string().contains("no space left"), "{error}");
 }
