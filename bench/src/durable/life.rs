@@ -106,7 +106,7 @@ pub(super) fn hand_in(
     let failed = PeersError::raw("reparto");
     let most = load(SCENARIO.connections, tasks / connections, 0);
     let driven = drive(protocol, clients, &most, stop).map_err(&failed)?;
-    if tasks % connections > 0 {
+    if !tasks.is_multiple_of(connections) {
         drive(protocol, clients, &load(1, tasks % connections, SCENARIO.connections), stop)
             .map_err(&failed)?;
     }
