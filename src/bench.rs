@@ -14,6 +14,7 @@ use crate::parse;
 
 #[cfg(unix)]
 mod crash;
+mod durable;
 mod scale;
 
 /// The exit code after Ctrl-C, as shells say of SIGINT.
@@ -29,6 +30,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     Peers(PeersArgs),
+    Durable(durable::Args),
     Scale(scale::Args),
     #[cfg(unix)]
     Crash(crash::Args),
@@ -146,6 +148,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     match args.command {
         Command::Peers(args) => run_peers(&args, program, &stop),
+        Command::Durable(args) => durable::run(&args, program, &stop),
         Command::Scale(args) => scale::run(&args, program, stop),
         #[cfg(unix)]
         Command::Crash(args) => crash::run(&args, program, stop),
@@ -251,6 +254,24 @@ mod tests {
             Command::Peers(args) => args.options("reparto".into()),
             _ => unreachable!("these are the arguments of peers"),
         }
+    }
+
+    fn durable_options(arguments: &[&str]) -> reparto_bench::durable::Options {
+        let all = ["reparto", "durable"].iter().chain(arguments);
+        match Cli::try_parse_from(all).unwrap().args.command {
+            Command::Durable(args) => args.options("reparto".into()),
+            _ => unreachable!("these are the arguments of durable"),
+        }
+    }
+
+    #[test]
+    fn durable_measures_all_its_parts_or_those_that_are_named() {
+        use reparto_bench::durable::Part;
+        let all = durable_options(&["--quick", "--rounds", "3"]);
+        assert_eq!((all.rounds, all.parts.len()), (3, Part::ALL.len()));
+        let some = durable_options(&["--part", "restart", "--part", "life", "--folder", "here"]);
+        assert_eq!(some.parts, [Part::Life, Part::Restart]);
+        assert_eq!(some.folder, std::path::Path::new("here"));
     }
 
     #[test]

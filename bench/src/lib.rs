@@ -4,6 +4,7 @@
 //! - `engines`: PostgreSQL, RabbitMQ and S3 for a run, brought up by `scripts/services` (on Unix).
 //! - [`raw`]: minimal clients and workers over sockets, so that the server between them is what is measured.
 //! - [`peers`]: the same work through Reparto and through other servers, in turns, as ratios.
+//! - [`durable`]: what a durable task costs, beside other servers that keep theirs.
 //! - [`load`]: load on a running balancer, closed loop or open loop.
 //! - [`scale`]: cost as workers, queued tasks, idle connections and payloads grow.
 //!
@@ -11,6 +12,7 @@
 
 #[cfg(unix)]
 pub mod crash;
+pub mod durable;
 #[cfg(unix)]
 pub mod engines;
 pub mod load;

@@ -39,12 +39,16 @@ impl Keeper {
             (Pending::Accept { peer, id, task, client }, Reply::Answer(answer)) => {
                 self.accepted(scheduler, now, (peer, id, client), task, &answer, out);
             }
-            (Pending::Record { task, due }, Reply::Answer(_)) => {
+            (Pending::Record { task, due, done }, Reply::Answer(answer)) => {
                 if let Some(due) = due {
                     self.due_at(due);
                 }
+                let result = done.filter(|_| answer == Answer::Recorded);
                 for number in self.waits.for_task(task) {
-                    self.look(task, Look::Outcome(number), out);
+                    match &result {
+                        Some(result) => self.tell_result(number, result, out),
+                        None => self.look(task, Look::Outcome(number), out),
+                    }
                 }
             }
             (Pending::Cancel { peer, id, task }, Reply::Answer(answer)) => {
@@ -141,7 +145,9 @@ impl Keeper {
         out.push(Effect::Answer { peer, id, answer });
         self.ties -= usize::from(client != Tie::None);
         if client != Tie::None {
-            self.wait_for(Wait { peer, id, task, until: None, owns: !duplicate, lasts: true }, out);
+            let wait = Wait { peer, id, task, until: None, owns: !duplicate, lasts: true };
+            // A new one has not ended, as it has not begun, unless another balancer has had it already.
+            self.wait_for(wait, duplicate || self.sharing.is_some(), out);
         }
         if client == Tie::Left && !duplicate {
             self.abandon(scheduler, now, task, out);
@@ -284,6 +290,13 @@ impl Keeper {
         }
     }
 
+    /// Tells somebody who waits the result that has just been recorded.
+    fn tell_result<E: Outlet>(&mut self, number: u64, result: &Bytes, out: &mut E) {
+        if let Some(wait) = self.waits.remove(number) {
+            out.result(wait.peer, wait.id, Payload::from(result));
+        }
+    }
+
     /// Tells somebody who waits how a task has ended, or, when his time is up, where it stands.
     fn tell_outcome<E: Outlet>(
         &mut self,
@@ -384,7 +397,9 @@ impl Keeper {
             return;
         }
         let (tasks, bytes) = scheduler.background();
-        let has_room = tasks + self.loading.len() < self.settings.window_tasks
+        // While the store has not even taken what has ended, more must not begin to end.
+        let has_room = !self.is_behind()
+            && tasks + self.loading.len() < self.settings.window_tasks
             && bytes.saturating_add(stored.task.payload.memory()) <= self.settings.window_bytes.max(1 << 20);
         if !has_room && holder.is_none() && tasks > 0 {
             if !self.give_up(id) {

@@ -63,7 +63,7 @@ impl Keeper {
             EngineStatus { role, kind, place, state, since_ms, message, waiting, waiting_bytes, standbys }
         };
         // What the storage took no more of waits for the store as well.
-        let held_back = if self.held_back_bytes > 0 { self.requests.len() } else { 0 };
+        let held_back = self.held_back.len();
         let (blobs_waiting, blobs_waiting_bytes) = status.blobs_waiting;
         let waiting = (
             status.waiting.saturating_sub(blobs_waiting) + held_back,

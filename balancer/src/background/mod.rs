@@ -48,12 +48,16 @@ use walk::Walk;
 use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
-    Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds, ToPublish,
+    Request, Storage, StorageSettings, StoreError, StoredTask, SubmitError, TaskId, TaskIds, ToPublish,
 };
 
 /// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
 /// tasks stay open in the store, and run again.
 const MOST_HELD_BACK_BYTES: usize = 256 << 20;
+/// New tasks among them: those of a burst wait while the store writes what it has. Beyond it they are refused.
+const MOST_HELD_BACK_TASKS: usize = 65_536;
+/// Bytes held back beyond which new tasks are refused.
+const HELD_BACK_BYTES_FOR_TASKS: usize = 64 << 20;
 /// Questions that wait for room among the store's.
 const MOST_LOOKS: usize = 65_536;
 /// How often what has ended long ago is looked for.
@@ -97,6 +101,8 @@ enum Pending {
     Record {
         task: TaskId,
         due: Option<i64>,
+        /// The result, if it is one that ends the task.
+        done: Option<Bytes>,
     },
     Cancel {
         peer: Peer,
@@ -162,11 +168,15 @@ pub(crate) struct Keeper {
     storage: Option<Storage>,
     ids: TaskIds,
     token: u64,
-    pending: HashMap<u64, Pending>,
+    pending: HashMap<u64, Pending, foldhash::fast::RandomState>,
     /// What the store is to make durable, in order.
     requests: Vec<Request>,
-    /// Bytes of it that the store took no more of.
+    /// What the store took no more of, to be written before `requests`.
+    held_back: VecDeque<Request>,
+    /// Its bytes.
     held_back_bytes: usize,
+    /// New tasks in it.
+    held_back_tasks: usize,
     /// Questions that wait for room among the store's.
     looks: VecDeque<(TaskId, Look)>,
     waits: Waits,
@@ -217,9 +227,11 @@ impl Keeper {
             storage: Some(storage),
             ids: TaskIds::new(),
             token: 0,
-            pending: HashMap::new(),
+            pending: HashMap::default(),
             requests: Vec::new(),
+            held_back: VecDeque::new(),
             held_back_bytes: 0,
+            held_back_tasks: 0,
             looks: VecDeque::new(),
             waits: Waits::default(),
             unanswered: Vec::new(),
@@ -288,7 +300,11 @@ impl Keeper {
                     owns: false,
                     lasts: false,
                 };
-                self.wait_for(wait, out);
+                // What is held here has not ended, unless it is another balancer's by now; when it does, he is told.
+                let may_have_ended = wait.until.is_none()
+                    || self.sharing.is_some()
+                    || scheduler.background_runs(&task.0).is_none();
+                self.wait_for(wait, may_have_ended, out);
             }
             Ask::Cancel { id, task } => self.cancel(scheduler, now, peer, id, TaskId(task), out),
             Ask::Retry { id, task } => {
@@ -309,8 +325,7 @@ impl Keeper {
     }
 
     fn submit<E: Outlet>(&mut self, peer: Peer, task: NewBackgroundTask, out: &mut E) {
-        if self.held_back_bytes > 0 {
-            let message = self.trouble();
+        if let Some(message) = self.refuses_tasks() {
             return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
         }
         if let Some(message) = self.bus_is_full() {
@@ -319,12 +334,14 @@ impl Keeper {
         let now = wall_clock();
         let delayed = task.delay.map(|delay| now.saturating_add(micros(delay)));
         let starts = task.start_at_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000));
-        let mut key = Vec::with_capacity(task.action.len() + 1 + task.idempotency_key.len());
-        key.extend_from_slice(task.action.as_bytes());
-        // An action's name may hold any byte but is UTF-8, where this one never stands.
-        key.push(0xFF);
-        key.extend_from_slice(&task.idempotency_key);
-        let until = now.saturating_add(micros(task.idempotency_window));
+        let idempotency = (!task.idempotency_key.is_empty()).then(|| {
+            let mut key = Vec::with_capacity(task.action.len() + 1 + task.idempotency_key.len());
+            key.extend_from_slice(task.action.as_bytes());
+            // An action's name may hold any byte but is UTF-8, where this one never stands.
+            key.push(0xFF);
+            key.extend_from_slice(&task.idempotency_key);
+            IdempotencyKey { key: key.into(), until: now.saturating_add(micros(task.idempotency_window)) }
+        });
         let stored = NewTask {
             id: self.ids.next(now),
             action: Arc::clone(&task.action),
@@ -335,8 +352,7 @@ impl Keeper {
             due_at: delayed.max(starts).filter(|due| *due > now),
             deadline_at: task.deadline.map(|deadline| now.saturating_add(micros(deadline))),
             backoff: Backoff { first_ms: task.backoff_first_ms, most_ms: task.backoff_most_ms },
-            idempotency: (!task.idempotency_key.is_empty())
-                .then(|| IdempotencyKey { key: Bytes::from(key), until }),
+            idempotency,
         };
         let kept = stored.clone();
         self.ties += usize::from(task.record);
@@ -345,11 +361,12 @@ impl Keeper {
         self.request(Operation::Accept(stored), pending);
     }
 
-    /// Has somebody wait for a task's end. He is among those who wait before the store is asked, so that no end is
-    /// missed.
-    fn wait_for<E: Outlet>(&mut self, wait: Wait, out: &mut E) {
+    /// Has somebody wait for a task's end. If it may have ended already, the store is asked; he is among those who wait
+    /// before that, so that no end is missed.
+    fn wait_for<E: Outlet>(&mut self, wait: Wait, may_have_ended: bool, out: &mut E) {
         match self.waits.add(wait) {
-            Some(number) => self.look(wait.task, Look::Outcome(number), out),
+            Some(number) if may_have_ended => self.look(wait.task, Look::Outcome(number), out),
+            Some(_) => {}
             None => {
                 let message = "too many wait for background tasks already; ask again later";
                 fail(out, wait.peer, wait.id, ErrorCode::QueueFull, message);
@@ -427,7 +444,7 @@ impl Keeper {
         self.withdraw(scheduler, now, task, out);
         let failure = Failure::new(ErrorCode::Cancelled, "cancelled by its client");
         let outcome = Outcome::without_result(task, TaskState::Cancelled, 0, wall_clock(), failure);
-        self.request(Operation::Finish(outcome), Pending::Record { task, due: None });
+        self.record(Operation::Finish(outcome), task, None);
     }
 
     /// Asks the store for a task, now or when it takes another question.
@@ -523,9 +540,10 @@ impl Keeper {
                     return;
                 }
                 self.left(id);
+                let done = (state == TaskState::Done).then(|| payload.clone());
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
-                self.record(Operation::Finish(outcome), id, None);
+                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done });
             }
             Noted::Claim { peer, id } if self.sharing.is_some() => self.claim_for(peer, id),
             Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
@@ -533,40 +551,88 @@ impl Keeper {
     }
 
     fn record(&mut self, operation: Operation, task: TaskId, due: Option<i64>) {
-        self.request(operation, Pending::Record { task, due });
+        self.request(operation, Pending::Record { task, due, done: None });
     }
 
-    /// Gives the store what it is to make durable. What it does not take waits, but for new tasks: those are refused.
+    /// Gives the store what it is to make durable, in order. What it does not take now waits here.
     fn hand_over<E: Outlet>(&mut self, out: &mut E) {
         let Some(storage) = &self.storage else { return };
-        let refused = match storage.try_submit(&mut self.requests) {
-            Ok(()) => {
-                self.held_back_bytes = 0;
-                return;
+        let outcome = if self.held_back.is_empty() {
+            storage.try_submit(&mut self.requests)
+        } else {
+            let count = storage.room_for_requests().min(self.held_back.len());
+            let mut batch: Vec<Request> = self.held_back.drain(..count).collect();
+            let before = sizes(&batch);
+            let outcome = storage.try_submit(&mut batch);
+            let after = sizes(&batch);
+            self.held_back_bytes -= before.0 - after.0;
+            self.held_back_tasks -= before.1 - after.1;
+            while let Some(request) = batch.pop() {
+                self.held_back.push_front(request);
             }
-            Err(error) => error.to_string(),
+            outcome
         };
         if storage.failure().is_some() {
+            let refused = outcome.map_or_else(|error| error.to_string(), |()| self.trouble());
             return self.give_up_requests(&refused, out);
         }
-        let (pending, requests, ties) = (&mut self.pending, &mut self.requests, &mut self.ties);
-        requests.retain(|request| {
-            if !matches!(request.operation, Operation::Accept(_)) {
+        if self.held_back.is_empty() && self.requests.is_empty() {
+            return;
+        }
+        // A store that only has much to do takes them in a moment.
+        let refused = match outcome {
+            Err(error @ SubmitError::Stopped { .. }) => Some(error.to_string()),
+            _ => storage.status().trouble.map(|_| self.trouble()),
+        };
+        let (bytes, tasks) = sizes(&self.requests);
+        self.held_back_bytes += bytes;
+        self.held_back_tasks += tasks;
+        self.held_back.extend(self.requests.drain(..));
+        if let Some(refused) = refused {
+            self.refuse_held_back(&refused, out);
+        }
+    }
+
+    /// Refuses the new tasks among what is held back.
+    fn refuse_held_back<E: Outlet>(&mut self, why: &str, out: &mut E) {
+        let (pending, ties) = (&mut self.pending, &mut self.ties);
+        let mut bytes = 0;
+        self.held_back.retain(|request| {
+            if !is_new_task(request) {
+                bytes += request.operation.memory();
                 return true;
             }
             if let Some(Pending::Accept { peer, id, client, .. }) = pending.remove(&request.token) {
                 *ties -= usize::from(client != Tie::None);
-                fail(out, peer, id, ErrorCode::StoreUnavailable, refused.clone());
+                fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
             }
             false
         });
-        self.held_back_bytes = requests.iter().map(|request| request.operation.memory()).sum();
+        (self.held_back_bytes, self.held_back_tasks) = (bytes, 0);
+    }
+
+    /// Whether the store has not taken yet all that it was to be given.
+    fn is_behind(&self) -> bool {
+        !self.held_back.is_empty()
+    }
+
+    /// Why no new task is taken in now, if that is so.
+    fn refuses_tasks(&self) -> Option<String> {
+        if !self.is_behind() {
+            return None;
+        }
+        let is_full = self.held_back_tasks >= MOST_HELD_BACK_TASKS
+            || self.held_back_bytes >= HELD_BACK_BYTES_FOR_TASKS
+            || self.requests.len() >= MOST_HELD_BACK_TASKS;
+        let status = self.storage.as_ref().map(Storage::status).unwrap_or_default();
+        (is_full || status.trouble.is_some()).then(|| self.trouble())
     }
 
     /// The store takes nothing any more, for good. Clients are told; what was to be recorded is open there.
     fn give_up_requests<E: Outlet>(&mut self, refused: &str, out: &mut E) {
         let mut unrecorded = 0;
-        for request in std::mem::take(&mut self.requests) {
+        let held_back = std::mem::take(&mut self.held_back);
+        for request in held_back.into_iter().chain(std::mem::take(&mut self.requests)) {
             match self.pending.remove(&request.token) {
                 Some(Pending::Accept { peer, id, client, .. }) => {
                     self.ties -= usize::from(client != Tie::None);
@@ -581,7 +647,7 @@ impl Keeper {
                 _ => {}
             }
         }
-        self.held_back_bytes = 0;
+        (self.held_back_bytes, self.held_back_tasks) = (0, 0);
         if unrecorded > 0 {
             log::error!("what became of {unrecorded} background tasks is not recorded; they will run again");
         }
@@ -663,7 +729,7 @@ impl Keeper {
         });
         let walk = self.walk.next_time(now);
         // A store that took nothing is tried again, also if nothing else happens.
-        let again = (!self.requests.is_empty() || !self.looks.is_empty())
+        let again = (self.is_behind() || !self.requests.is_empty() || !self.looks.is_empty())
             .then(|| now.after(Duration::from_millis(5)));
         let unanswered = (!self.unanswered.is_empty()).then_some(self.ask_again_at);
         let sharing = self.sharing.as_ref().map(|sharing| sharing.next_time());
@@ -691,6 +757,7 @@ impl Keeper {
     pub(crate) fn is_quiet(&self) -> bool {
         self.failure().is_some()
             || self.requests.is_empty()
+                && !self.is_behind()
                 && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
                 && !self.pending.values().any(|pending| {
                     matches!(
@@ -712,6 +779,16 @@ impl Drop for Keeper {
             log::error!("the store was not closed in good order: {error}");
         }
     }
+}
+
+/// The bytes of requests, and how many of them are new tasks.
+fn sizes(requests: &[Request]) -> (usize, usize) {
+    let bytes = requests.iter().map(|request| request.operation.memory()).sum();
+    (bytes, requests.iter().filter(|request| is_new_task(request)).count())
+}
+
+fn is_new_task(request: &Request) -> bool {
+    matches!(request.operation, Operation::Accept(_))
 }
 
 /// Tells a client that its request has failed.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use foldhash::fast::RandomState;
+
 use crate::scheduler::{Peer, Time};
 use crate::storage::TaskId;
 
@@ -28,9 +30,9 @@ pub(super) struct Wait {
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     next: u64,
-    waits: HashMap<u64, Wait>,
-    by_task: HashMap<TaskId, Vec<u64>>,
-    by_peer: HashMap<Peer, HashSet<u64>>,
+    waits: HashMap<u64, Wait, RandomState>,
+    by_task: HashMap<TaskId, Vec<u64>, RandomState>,
+    by_peer: HashMap<Peer, HashSet<u64, RandomState>, RandomState>,
     by_time: BTreeSet<(Time, u64)>,
 }
 

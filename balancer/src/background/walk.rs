@@ -124,7 +124,8 @@ impl Keeper {
     /// Asks for the next page of what is open, if there is room for it.
     pub(super) fn walk_on(&mut self, scheduler: &Scheduler, now: Time) {
         self.walk.turn_back(now);
-        if self.stopping || !self.walk.active || self.walk.reading || now < self.walk.not_before {
+        let may_read = self.walk.active && !self.walk.reading && now >= self.walk.not_before;
+        if self.stopping || self.is_behind() || !may_read {
             return;
         }
         let (tasks, bytes) = scheduler.background();

@@ -62,14 +62,14 @@ pub enum PeersError {
 }
 
 impl PeersError {
-    pub(super) fn raw(server: &'static str) -> impl Fn(RawError) -> PeersError {
+    pub(crate) fn raw(server: &'static str) -> impl Fn(RawError) -> PeersError {
         move |source| match source {
             RawError::Interrupted => PeersError::Interrupted,
             source => PeersError::Raw { server, source },
         }
     }
 
-    pub(super) fn file(path: impl Into<PathBuf>, what: &'static str) -> impl FnOnce(io::Error) -> PeersError {
+    pub(crate) fn file(path: impl Into<PathBuf>, what: &'static str) -> impl FnOnce(io::Error) -> PeersError {
         let path = path.into();
         move |source| PeersError::File { path, what, source }
     }

@@ -87,6 +87,7 @@ fn measure(
         duration,
         pace: Pace::Window,
         first_client: 1,
+        tasks: u64::MAX,
     };
     let running = contender.start(WORKERS, LARGE)?;
     let protocol = contender.contender.protocol();

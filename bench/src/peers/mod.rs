@@ -13,18 +13,18 @@
 mod bars;
 mod chart;
 mod closed;
-mod error;
+pub(crate) mod error;
 mod flood;
 mod library;
 mod machine;
 mod open_loop;
 pub mod page;
-mod process;
-mod report;
-mod run;
+pub(crate) mod process;
+pub(crate) mod report;
+pub(crate) mod run;
 mod scenario;
-mod server;
-mod table;
+pub(crate) mod server;
+pub(crate) mod table;
 
 pub use error::PeersError;
 pub use machine::Machine;

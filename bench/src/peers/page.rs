@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::{PeersError, Report, chart};
 
-const BEGIN: &str =
-    "<!-- reparto bench peers: begin. What stands from here to its end is written by that command. -->";
-const END: &str = "<!-- reparto bench peers: end -->";
+/// The command whose section this is, as the page's marks name it.
+const COMMAND: &str = "peers";
 
 /// What a new page begins with.
 const INTRODUCTION: &str = "# Benchmarks\n\n\
@@ -24,24 +23,31 @@ const INTRODUCTION: &str = "# Benchmarks\n\n\
 pub fn write(report: &Report, command: &str, page: &Path) -> Result<Vec<PathBuf>, PeersError> {
     let chart = page.with_file_name("benchmarks-peers.svg");
     chart::write(report, &chart)?;
+    put_section(page, COMMAND, &section(report, command))?;
+    Ok(vec![page.to_owned(), chart])
+}
+
+/// Puts the section of `reparto bench COMMAND` into the page, between its marks. A page that is not there, or has no
+/// marks of that command, gets them.
+pub(crate) fn put_section(page: &Path, command: &str, section: &str) -> Result<(), PeersError> {
     let old = match fs::read_to_string(page) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => INTRODUCTION.to_owned(),
         Err(error) => return Err(PeersError::file(page, "reading")(error)),
     };
-    let new = replace(&old, &section(report, command));
-    fs::write(page, new).map_err(PeersError::file(page, "writing"))?;
-    Ok(vec![page.to_owned(), chart])
+    fs::write(page, replace(&old, command, section)).map_err(PeersError::file(page, "writing"))
 }
 
 /// Puts a section between the page's marks, or at its end.
-fn replace(page: &str, section: &str) -> String {
-    let marked = page.find(BEGIN).and_then(|begin| Some((begin, begin + page[begin..].find(END)?)));
+fn replace(page: &str, command: &str, section: &str) -> String {
+    let begin = format!(
+        "<!-- reparto bench {command}: begin. What stands from here to its end is written by that command. -->"
+    );
+    let end = format!("<!-- reparto bench {command}: end -->");
+    let marked = page.find(&begin).and_then(|from| Some((from, from + page[from..].find(&end)?)));
     match marked {
-        Some((begin, end)) => {
-            format!("{}{BEGIN}\n\n{section}\n{}", &page[..begin], &page[end..])
-        }
-        None => format!("{}\n\n{BEGIN}\n\n{section}\n{END}\n", page.trim_end()),
+        Some((from, to)) => format!("{}{begin}\n\n{section}\n{}", &page[..from], &page[to..]),
+        None => format!("{}\n\n{begin}\n\n{section}\n{end}\n", page.trim_end()),
     }
 }
 
@@ -103,7 +109,7 @@ mod tests {
         let text = fs::read_to_string(&page).unwrap();
         assert!(text.starts_with("# Speed\n") && text.ends_with("## Something else\n"));
         assert!(text.contains("--rounds 9"));
-        assert_eq!(text.matches(BEGIN).count(), 1);
+        assert_eq!(text.matches("reparto bench peers: begin").count(), 1);
         assert_eq!(text.matches("### 4 x 128, 64 bytes, closed loop").count(), 1);
     }
 

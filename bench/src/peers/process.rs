@@ -24,14 +24,14 @@ const LOG_BYTES: u64 = 2_000;
 const SYSTEM_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Finds a program in PATH, or where servers are.
-pub(super) fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));
     folders.map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
 /// A loopback port that was free a moment ago.
-pub(super) fn free_port() -> Result<SocketAddr, PeersError> {
+pub(crate) fn free_port() -> Result<SocketAddr, PeersError> {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .map_err(|error| PeersError::Options(format!("no free port on 127.0.0.1: {error}")))
@@ -39,23 +39,28 @@ pub(super) fn free_port() -> Result<SocketAddr, PeersError> {
 
 /// A folder for one server's files, removed with it.
 #[derive(Debug)]
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn new() -> Result<Folder, PeersError> {
+    pub(crate) fn new() -> Result<Folder, PeersError> {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// One in another folder than the system's for temporary files.
+    pub(crate) fn new_in(parent: &Path) -> Result<Folder, PeersError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("reparto-bench-{}-{number}", std::process::id()));
+        let path = parent.join(format!("reparto-bench-{}-{number}", std::process::id()));
         // Not create_dir_all: a folder that is there already may be somebody else's.
         fs::create_dir(&path).map_err(PeersError::file(&path, "making a temporary folder"))?;
         Ok(Folder(path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
-    pub(super) fn write(&self, name: &str, text: &str) -> Result<PathBuf, PeersError> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf, PeersError> {
         let path = self.0.join(name);
         fs::write(&path, text).map_err(PeersError::file(&path, "writing"))?;
         Ok(path)
@@ -71,7 +76,7 @@ impl Drop for Folder {
 
 /// A running server. Dropping it kills it.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     name: &'static str,
     child: Child,
     log: PathBuf,
@@ -81,7 +86,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts a server. What it writes goes to a file of its folder.
-    pub(super) fn start(
+    pub(crate) fn start(
         name: &'static str,
         mut command: Command,
         folder: Folder,
@@ -102,12 +107,12 @@ impl Process {
     }
 
     /// Waits until it takes connections there.
-    pub(super) fn wait_for_port(&mut self, address: SocketAddr) -> Result<(), PeersError> {
+    pub(crate) fn wait_for_port(&mut self, address: SocketAddr) -> Result<(), PeersError> {
         self.wait("did not listen", |_| TcpStream::connect(address).ok().map(|_| ()))
     }
 
     /// Waits until its log says `wanted` gives something.
-    pub(super) fn wait_for_words<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> Result<T, PeersError> {
+    pub(crate) fn wait_for_words<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> Result<T, PeersError> {
         self.wait("did not say that it is ready", |log| wanted(log))
     }
 
@@ -150,7 +155,7 @@ impl Drop for Process {
 }
 
 /// What a program writes when it is asked for its version.
-pub(super) fn output_of(program: &Path, arguments: &[&str]) -> String {
+pub(crate) fn output_of(program: &Path, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let output = output.map(|it| [it.stdout, it.stderr].concat()).unwrap_or_default();
     String::from_utf8_lossy(&output).into_owned()

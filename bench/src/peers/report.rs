@@ -74,28 +74,40 @@ pub struct Contestant {
 impl Contestant {
     /// The median over the rounds of each figure by itself.
     pub fn medians(&self) -> Option<Figures> {
-        let of = |figure: fn(&Figures) -> f64| {
-            median(&mut self.rounds.iter().flatten().map(figure).collect::<Vec<f64>>())
-        };
-        Some(Figures {
-            tasks_per_second: of(|it| it.tasks_per_second)?,
-            p50_us: of(|it| it.p50_us)?,
-            p99_us: of(|it| it.p99_us)?,
-            p999_us: of(|it| it.p999_us)?,
-        })
+        medians(&self.rounds)
     }
 
     /// This one's figure over another's, round by round.
     pub fn ratio_to(&self, other: &Contestant, figure: fn(&Figures) -> f64) -> Option<Ratio> {
-        let rounds = self.rounds.iter().zip(&other.rounds);
-        let ratio = |(own, other): (&Option<Figures>, &Option<Figures>)| {
-            let (own, other) = (figure(own.as_ref()?), figure(other.as_ref()?));
-            (other > 0.0).then_some(own / other)
-        };
-        let mut ratios: Vec<f64> = rounds.filter_map(ratio).collect();
-        let median = median(&mut ratios)?;
-        Some(Ratio { median, least: *ratios.first()?, most: *ratios.last()? })
+        ratio(&self.rounds, &other.rounds, figure)
     }
+}
+
+/// The median over the rounds of each figure by itself. A round that failed is `None`.
+pub(crate) fn medians(rounds: &[Option<Figures>]) -> Option<Figures> {
+    let of =
+        |figure: fn(&Figures) -> f64| median(&mut rounds.iter().flatten().map(figure).collect::<Vec<f64>>());
+    Some(Figures {
+        tasks_per_second: of(|it| it.tasks_per_second)?,
+        p50_us: of(|it| it.p50_us)?,
+        p99_us: of(|it| it.p99_us)?,
+        p999_us: of(|it| it.p999_us)?,
+    })
+}
+
+/// One's figure over another's, round by round.
+pub(crate) fn ratio(
+    rounds: &[Option<Figures>],
+    others: &[Option<Figures>],
+    figure: fn(&Figures) -> f64,
+) -> Option<Ratio> {
+    let ratio = |(own, other): (&Option<Figures>, &Option<Figures>)| {
+        let (own, other) = (figure(own.as_ref()?), figure(other.as_ref()?));
+        (other > 0.0).then_some(own / other)
+    };
+    let mut ratios: Vec<f64> = rounds.iter().zip(others).filter_map(ratio).collect();
+    let median = median(&mut ratios)?;
+    Some(Ratio { median, least: *ratios.first()?, most: *ratios.last()? })
 }
 
 /// The fastest setting of a server.

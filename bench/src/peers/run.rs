@@ -12,13 +12,14 @@ use super::{Machine, PeersError, Scenario, Server, closed, flood, library, open_
 use crate::raw::{Load, Measurement, drive};
 
 /// Most rounds.
-const MAX_ROUNDS: usize = 1_000;
+pub(crate) const MAX_ROUNDS: usize = 1_000;
 
 /// Longest time that one measures, and shortest.
-const DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3_600);
+pub(crate) const DURATIONS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(3_600);
 
 /// Most failures that are kept for people.
-const MAX_FAILURES: usize = 50;
+pub(crate) const MAX_FAILURES: usize = 50;
 
 /// What is measured beside the closed loops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,8 +139,8 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
     })
 }
 
-fn progress_bar() -> ProgressBar {
-    // It draws on standard error, and only where that is a terminal.
+/// What shows how far a run is, on standard error where that is a terminal.
+pub(crate) fn progress_bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} left: {msg}") {
         bar.set_style(style);

@@ -11,7 +11,7 @@ use super::process::{Folder, Process, find, free_port, output_of};
 use crate::raw::{EchoServers, Gearman, Nats, Protocol, RawError, Relay, Reparto, Workers};
 
 /// Times that another port is tried when a server could not have the one picked for it.
-const START_ATTEMPTS: usize = 3;
+pub(crate) const START_ATTEMPTS: usize = 3;
 
 /// A server, as the tables name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -238,20 +238,8 @@ impl Found {
         let (host, number) = (port.ip().to_string(), port.port().to_string());
         match self.contender {
             Contender::Reparto => {
-                command.args([
-                    "balancer",
-                    "--no-data",
-                    "--clients",
-                    "127.0.0.1:0",
-                    "--workers",
-                    "127.0.0.1:0",
-                ]);
-                // The user's own settings are for the user's own balancer.
-                for (variable, _) in std::env::vars_os() {
-                    if variable.as_encoded_bytes().starts_with(b"REPARTO_") {
-                        command.env_remove(variable);
-                    }
-                }
+                command = balancer(&self.program);
+                command.arg("--no-data");
             }
             Contender::Nats => {
                 command.args(["-a", &host, "-p", &number]);
@@ -305,8 +293,21 @@ impl Running {
     }
 }
 
+/// A balancer on ports of its own choice. It is to be told where its data goes.
+pub(crate) fn balancer(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["balancer", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"]);
+    // The user's own settings are for the user's own balancer.
+    for (variable, _) in std::env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"REPARTO_") {
+            command.env_remove(variable);
+        }
+    }
+    command
+}
+
 /// Reads `ready clients=ADDR workers=ADDR`.
-fn ready_addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
+pub(crate) fn ready_addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
     let (words, _) = log.split_once("ready ")?.1.split_once('\n')?;
     let address = |key: &str| words.split_whitespace().find_map(|word| word.strip_prefix(key))?.parse().ok();
     Some((address("clients=")?, address("workers=")?))
@@ -353,7 +354,7 @@ fn stream_module(told: &str) -> Option<Option<PathBuf>> {
 }
 
 /// The first word of a text that looks like a version.
-fn version_in(text: &str) -> &str {
+pub(crate) fn version_in(text: &str) -> &str {
     let words = text.split(|c: char| c.is_whitespace() || c == '/');
     words
         .map(|word| word.trim_start_matches('v'))

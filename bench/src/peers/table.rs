@@ -19,7 +19,7 @@ pub struct Table {
 }
 
 impl Table {
-    pub(super) fn new(title: impl Into<String>, headings: &[&str]) -> Table {
+    pub(crate) fn new(title: impl Into<String>, headings: &[&str]) -> Table {
         let headings = headings.iter().map(|it| (*it).to_owned()).collect();
         Table { title: title.into(), headings, rows: Vec::new() }
     }
@@ -164,16 +164,16 @@ fn figures(contestant: &Contestant) -> Vec<String> {
     ]
 }
 
-fn cell(value: Option<f64>, format: fn(f64) -> String) -> String {
+pub(crate) fn cell(value: Option<f64>, format: fn(f64) -> String) -> String {
     value.map_or_else(|| "failed".to_owned(), format)
 }
 
-fn count(value: f64) -> String {
+pub(crate) fn count(value: f64) -> String {
     HumanCount(value.round() as u64).to_string()
 }
 
 /// Microseconds, in the unit that suits.
-pub(super) fn time(us: f64) -> String {
+pub(crate) fn time(us: f64) -> String {
     match us.abs() {
         size if size < 99.95 => format!("{us:.1} us"),
         size if size < 9_999.5 => format!("{us:.0} us"),
@@ -182,8 +182,8 @@ pub(super) fn time(us: f64) -> String {
     }
 }
 
-/// The median ratio, and its range over the rounds.
-pub(super) fn ratio(ratio: Option<Ratio>) -> String {
+/// The median ratio, and its range over the rounds; nothing where there is none.
+pub(crate) fn ratio(ratio: Option<Ratio>) -> String {
     ratio.map_or_else(String::new, |it| format!("{:.2}x ({:.2} to {:.2})", it.median, it.least, it.most))
 }
 

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 
 use super::link::Link;
 use super::open_loop;
-use super::{ClientCodec, MIN_PAYLOAD_BYTES, Output, Protocol, RawError};
+use super::{ClientCodec, ClientProtocol, MIN_PAYLOAD_BYTES, Output, RawError};
 
 /// Most connections of a load.
 const MAX_CONNECTIONS: usize = 1024;
@@ -55,6 +55,8 @@ pub struct Load {
     pub duration: Duration,
     /// What makes a client send.
     pub pace: Pace,
+    /// Closed loop: most tasks that each connection hands in; it ends once they are answered.
+    pub tasks: u64,
     /// The number of the first client. Loads that are driven at one server at the same time need numbers apart.
     pub first_client: usize,
 }
@@ -68,6 +70,7 @@ impl Default for Load {
             warm_up: Duration::ZERO,
             duration: Duration::from_secs(2),
             pace: Pace::Window,
+            tasks: u64::MAX,
             first_client: 0,
         }
     }
@@ -132,7 +135,7 @@ impl Measurement {
 /// A load out of its bounds; a server that does not take a connection, refuses a task, answers it twice or not
 /// within 30 s, or sends what makes no sense; [`RawError::Interrupted`] when `stop` was raised.
 pub fn drive(
-    protocol: &dyn Protocol,
+    protocol: &dyn ClientProtocol,
     address: SocketAddr,
     load: &Load,
     stop: &AtomicBool,
@@ -214,9 +217,12 @@ fn closed_loop(
     let mut to_send: Vec<u64> = (0..load.window as u64).collect();
     let mut done = Vec::with_capacity(load.window);
     let mut in_flight = 0;
+    let mut left = load.tasks;
     let mut now = nanoseconds(begin.elapsed());
     loop {
-        if now < measured_to && !stop.load(Ordering::Relaxed) {
+        if now < measured_to && left > 0 && !stop.load(Ordering::Relaxed) {
+            to_send.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= to_send.len() as u64;
             codec.tasks(&to_send, &mut link.output);
             for slot in &to_send {
                 sent_at[*slot as usize] = now;

@@ -1,7 +1,10 @@
-//! Gearman's binary protocol, driven raw: foreground jobs, and workers that ask for several jobs at once.
+//! Gearman's binary protocol, driven raw: foreground jobs, workers that ask for several jobs at once, and background
+//! jobs, which are done for a client once the server has taken them.
 
-use super::protocol::{ACTION, MIN_PAYLOAD_BYTES};
-use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
+use std::collections::VecDeque;
+
+use super::protocol::{ACTION, MIN_PAYLOAD_BYTES, count_up};
+use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
 
 const HEADER_BYTES: usize = 12;
 const REQUEST: &[u8; 4] = b"\0REQ";
@@ -19,6 +22,7 @@ const WORK_COMPLETE: u32 = 13;
 const WORK_FAIL: u32 = 14;
 const ECHO_REQ: u32 = 16;
 const ECHO_RES: u32 = 17;
+const SUBMIT_JOB_BG: u32 = 18;
 const ERROR: u32 = 19;
 const WORK_EXCEPTION: u32 = 25;
 
@@ -29,7 +33,7 @@ const MAX_GRABS: usize = 64;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gearman;
 
-impl Protocol for Gearman {
+impl ClientProtocol for Gearman {
     fn name(&self) -> &'static str {
         "gearman"
     }
@@ -42,7 +46,9 @@ impl Protocol for Gearman {
         head.extend_from_slice(&names);
         Box::new(Client { head, size, ready: false })
     }
+}
 
+impl Protocol for Gearman {
     fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {
         Box::new(Worker { ready: false, asleep: false, grabs: 0, wanted: 1, head: Vec::new() })
     }
@@ -87,6 +93,69 @@ impl ClientCodec for Client {
                 }
                 ECHO_RES => self.ready = true,
                 WORK_FAIL | WORK_EXCEPTION => return Err(RawError::Refused("a job failed".into())),
+                kind => other(kind, data)?,
+            }
+            taken += HEADER_BYTES + data.len();
+        }
+        Ok(taken)
+    }
+}
+
+/// Digits of a background job's unique key.
+const KEY_DIGITS: usize = 16;
+
+/// Gearman's background jobs, each under a unique key of its own, as its client library gives them: a server that
+/// keeps them in a database keeps them under that key.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GearmanBackground;
+
+impl ClientProtocol for GearmanBackground {
+    fn name(&self) -> &'static str {
+        "gearman"
+    }
+
+    fn client(&self, number: usize, size: usize) -> Box<dyn ClientCodec> {
+        let names = format!("{ACTION}\0client-{number}-{}\0", "0".repeat(KEY_DIGITS));
+        let mut head = Vec::new();
+        put_header(&mut head, SUBMIT_JOB_BG, names.len() + size);
+        head.extend_from_slice(names.as_bytes());
+        Box::new(BackgroundClient { head, asked: VecDeque::new(), ready: false })
+    }
+}
+
+struct BackgroundClient {
+    /// A SUBMIT_JOB_BG without its payload. Its unique key ends, before a NUL, in digits that count the jobs.
+    head: Vec<u8>,
+    /// Jobs without an answer: a connection's answers come in the order of its jobs.
+    asked: VecDeque<u64>,
+    ready: bool,
+}
+
+impl ClientCodec for BackgroundClient {
+    fn greet(&mut self, output: &mut Output) {
+        output.put(&packet(ECHO_REQ, b"?"));
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+
+    fn tasks(&mut self, ids: &[u64], output: &mut Output) {
+        for id in ids {
+            let end = self.head.len() - 1;
+            count_up(&mut self.head[end - KEY_DIGITS..end]);
+            output.put(&self.head);
+            output.put_payload(0);
+            self.asked.push_back(*id);
+        }
+    }
+
+    fn read(&mut self, input: &[u8], _output: &mut Output, done: &mut Vec<u64>) -> Result<usize, RawError> {
+        let mut taken = 0;
+        while let Some((kind, data)) = parse(&input[taken..])? {
+            match kind {
+                JOB_CREATED => done.push(self.asked.pop_front().ok_or(RawError::Unasked(0))?),
+                ECHO_RES => self.ready = true,
                 kind => other(kind, data)?,
             }
             taken += HEADER_BYTES + data.len();

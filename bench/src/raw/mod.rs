@@ -9,6 +9,9 @@
 //!
 //! - A [`Protocol`] makes the codecs of one wire format: [`Reparto`], [`Gearman`], [`Nats`], and [`Relay`] for
 //!   servers that pass bytes on.
+//! - A [`ClientProtocol`] makes codecs for clients alone, of tasks that outlive them: [`RepartoBackground`],
+//!   [`RepartoFetched`], [`JetStream`], [`AmqpConfirmed`], [`Beanstalk`] and [`GearmanBackground`]. Here a client checks
+//!   that each of its tasks is acknowledged once.
 //! - [`drive`] runs clients against a server, closed loop or open loop, and gives a [`Measurement`].
 //! - [`Workers`] are the workers, on threads of their own. A relay's are [`EchoServers`]: they listen.
 //!
@@ -25,10 +28,13 @@
 //! # Ok::<(), reparto_bench::raw::RawError>(())
 //! ```
 
+mod amqp;
+mod beanstalk;
 mod client;
 mod echo;
 mod error;
 mod gearman;
+mod jetstream;
 mod link;
 mod nats;
 mod open_loop;
@@ -36,17 +42,22 @@ mod output;
 mod protocol;
 mod relay;
 mod reparto;
+mod reparto_background;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+pub use amqp::AmqpConfirmed;
+pub use beanstalk::Beanstalk;
 pub use client::{Load, Measurement, Pace, drive};
 pub use echo::EchoServers;
 pub use error::RawError;
-pub use gearman::Gearman;
+pub use gearman::{Gearman, GearmanBackground};
+pub use jetstream::JetStream;
 pub use nats::Nats;
 pub use output::Output;
-pub use protocol::{ClientCodec, MIN_PAYLOAD_BYTES, Protocol, WorkerCodec};
+pub use protocol::{ClientCodec, ClientProtocol, MIN_PAYLOAD_BYTES, Protocol, WorkerCodec};
 pub use relay::Relay;
 pub use reparto::Reparto;
+pub use reparto_background::{RepartoBackground, RepartoFetched};
 pub use worker::Workers;

@@ -6,23 +6,23 @@
 
 use std::ops::Range;
 
-use super::protocol::{ACTION, MIN_PAYLOAD_BYTES};
-use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
+use super::protocol::{ACTION, MIN_PAYLOAD_BYTES, count_up};
+use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
 
 /// Longest line, which has no bound of its own in the protocol; INFO is the longest that there is.
-const MAX_LINE_BYTES: usize = 16 * 1024;
+pub(super) const MAX_LINE_BYTES: usize = 16 * 1024;
 
 /// Digits of a request's own part of its reply subject.
 const TOKEN_DIGITS: usize = 10;
 
 /// Ends every line and every payload.
-const END: &[u8; 2] = b"\r\n";
+pub(super) const END: &[u8; 2] = b"\r\n";
 
 /// The NATS protocol.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nats;
 
-impl Protocol for Nats {
+impl ClientProtocol for Nats {
     fn name(&self) -> &'static str {
         "nats"
     }
@@ -35,12 +35,14 @@ impl Protocol for Nats {
         Box::new(Client { inbox, head, token, size, ready: false })
     }
 
-    fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {
-        Box::new(Worker { ready: false })
-    }
-
     fn overhead_bytes(&self) -> usize {
         2 * MAX_LINE_BYTES
+    }
+}
+
+impl Protocol for Nats {
+    fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {
+        Box::new(Worker { ready: false })
     }
 }
 
@@ -111,7 +113,7 @@ impl WorkerCodec for Worker {
         while let Some((operation, length)) = parse(&input[taken..])? {
             taken += length;
             match operation {
-                Operation::Message { reply: Some(reply), size, payload } => {
+                Operation::Message { reply: Some(reply), size, payload, .. } => {
                     output.put(b"PUB ");
                     output.put(reply);
                     output.put(b" ");
@@ -133,32 +135,21 @@ impl WorkerCodec for Worker {
     }
 }
 
-fn greet(subscribe: &str, output: &mut Output) {
+pub(super) fn greet(subscribe: &str, output: &mut Output) {
     let options = r#"{"verbose":false,"pedantic":false,"tls_required":false,"name":"reparto-bench","lang":"raw","version":"1"}"#;
     // The PONG comes when all before it is in force.
     output.put(format!("CONNECT {options}\r\n{subscribe}\r\nPING\r\n").as_bytes());
 }
 
-/// Counts a number of ASCII digits up; after nines come zeros.
-fn count_up(digits: &mut [u8]) {
-    for digit in digits.iter_mut().rev() {
-        if *digit != b'9' {
-            *digit += 1;
-            return;
-        }
-        *digit = b'0';
-    }
-}
-
-enum Operation<'a> {
-    Message { reply: Option<&'a [u8]>, size: &'a [u8], payload: &'a [u8] },
+pub(super) enum Operation<'a> {
+    Message { subject: &'a [u8], reply: Option<&'a [u8]>, size: &'a [u8], payload: &'a [u8] },
     Ping,
     Pong,
     Nothing,
 }
 
 /// The operation at the beginning of `input`, once it is whole, and its length.
-fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawError> {
+pub(super) fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawError> {
     let Some(line_end) = input.iter().take(MAX_LINE_BYTES).position(|byte| *byte == b'\n') else {
         let too_long = input.len() >= MAX_LINE_BYTES;
         return if too_long { Err(malformed("a line that does not end".into())) } else { Ok(None) };
@@ -168,9 +159,9 @@ fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawError> {
     if let Some(arguments) = line.strip_prefix(b"MSG ") {
         let mut words = arguments.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
         let (subject, number, third, fourth) = (words.next(), words.next(), words.next(), words.next());
-        let (reply, size) = match (subject, number, third, fourth) {
-            (Some(_), Some(_), Some(size), None) => (None, size),
-            (Some(_), Some(_), Some(reply), Some(size)) => (Some(reply), size),
+        let (subject, reply, size) = match (subject, number, third, fourth) {
+            (Some(subject), Some(_), Some(size), None) => (subject, None, size),
+            (Some(subject), Some(_), Some(reply), Some(size)) => (subject, Some(reply), size),
             _ => return Err(unknown(line)),
         };
         let bytes = std::str::from_utf8(size).ok().and_then(|digits| digits.parse::<u32>().ok());
@@ -179,7 +170,7 @@ fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawError> {
             return Ok(None);
         }
         let payload = &input[after_line..payload_end];
-        return Ok(Some((Operation::Message { reply, size, payload }, payload_end + END.len())));
+        return Ok(Some((Operation::Message { subject, reply, size, payload }, payload_end + END.len())));
     }
     let operation = match line {
         b"PING" => Operation::Ping,
@@ -199,6 +190,6 @@ fn unknown(line: &[u8]) -> RawError {
     malformed(format!("the line '{}'", beginning.escape_default()))
 }
 
-fn malformed(what: String) -> RawError {
+pub(super) fn malformed(what: String) -> RawError {
     RawError::Malformed { protocol: "nats", what }
 }

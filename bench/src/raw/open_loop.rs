@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Load, Measurement, handshake, panicked};
 use super::link::Link;
-use super::{ClientCodec, Output, Protocol, RawError};
+use super::{ClientCodec, ClientProtocol, Output, RawError};
 
 /// Time between two looks at what is due. Shorter ones would cost the server the processor that it needs.
 const TICK: Duration = Duration::from_micros(200);
@@ -79,7 +79,7 @@ struct Sender {
 }
 
 pub(super) fn drive(
-    protocol: &dyn Protocol,
+    protocol: &dyn ClientProtocol,
     address: SocketAddr,
     load: &Load,
     rate: f64,

@@ -1,4 +1,5 @@
-//! What a wire format has to offer to be driven: a codec for clients and one for workers, both batch by batch.
+//! What a wire format has to offer to be driven: a codec for clients and, where workers take part, one for workers,
+//! both batch by batch.
 
 use super::{Output, RawError};
 
@@ -9,21 +10,24 @@ pub const MIN_PAYLOAD_BYTES: usize = 8;
 /// The name of the action that every task asks for.
 pub(super) const ACTION: &str = "echo";
 
-/// A wire format.
-pub trait Protocol: Sync {
+/// A wire format, as far as clients speak it.
+pub trait ClientProtocol: Sync {
     /// Its name, for errors.
     fn name(&self) -> &'static str;
 
     /// The codec of client number `number`, whose tasks have payloads of `size` bytes.
     fn client(&self, number: usize, size: usize) -> Box<dyn ClientCodec>;
 
-    /// The codec of worker number `number`, for payloads of `size` bytes.
-    fn worker(&self, number: usize, size: usize) -> Box<dyn WorkerCodec>;
-
     /// Bytes that a frame has at most beside its payload.
     fn overhead_bytes(&self) -> usize {
         4096
     }
+}
+
+/// A wire format that workers speak as well.
+pub trait Protocol: ClientProtocol {
+    /// The codec of worker number `number`, for payloads of `size` bytes.
+    fn worker(&self, number: usize, size: usize) -> Box<dyn WorkerCodec>;
 }
 
 /// A client's side of a wire format. It numbers its tasks as it likes; numbers come back with the answers.
@@ -59,4 +63,15 @@ pub trait WorkerCodec: Send {
     /// # Errors
     /// Bytes that make no sense, or a refusal. The connection is of no use then.
     fn read(&mut self, input: &[u8], output: &mut Output) -> Result<usize, RawError>;
+}
+
+/// Counts a number of ASCII digits up; after nines come zeros.
+pub(super) fn count_up(digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        if *digit != b'9' {
+            *digit += 1;
+            return;
+        }
+        *digit = b'0';
+    }
 }

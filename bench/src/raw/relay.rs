@@ -3,7 +3,7 @@
 //! A frame has a 16-byte header, as Reparto's have, so that as many bytes travel: a length of what follows its own
 //! four bytes, four bytes of nothing, and the task's number. Whoever listens behind the relay sends the bytes back.
 
-use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
+use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
 
 const HEADER_BYTES: usize = 16;
 
@@ -11,7 +11,7 @@ const HEADER_BYTES: usize = 16;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Relay;
 
-impl Protocol for Relay {
+impl ClientProtocol for Relay {
     fn name(&self) -> &'static str {
         "relay"
     }
@@ -22,7 +22,9 @@ impl Protocol for Relay {
         head[..4].copy_from_slice(&length.to_be_bytes());
         Box::new(Client { head, size })
     }
+}
 
+impl Protocol for Relay {
     /// A worker that connects, for a relay that connects neither side; the usual ones listen, see
     /// [`EchoServers`](super::EchoServers).
     fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {

@@ -7,7 +7,7 @@ use reparto_protocol::{
 };
 
 use super::protocol::ACTION;
-use super::{ClientCodec, Output, Protocol, RawError, WorkerCodec};
+use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
 
 /// Nanoseconds that an echo takes a worker at least, as it tells the balancer.
 const SERVICE_NS: u64 = 100;
@@ -22,22 +22,17 @@ const WORKER_WINDOW: u32 = 4096;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reparto;
 
-impl Protocol for Reparto {
+impl ClientProtocol for Reparto {
     fn name(&self) -> &'static str {
         "reparto"
     }
 
     fn client(&self, _number: usize, size: usize) -> Box<dyn ClientCodec> {
-        let mut head = BytesMut::new();
-        let task = Task { id: 1, action: ACTION, options: TaskOptions::default(), payload: b"" };
-        Message::Task(task).encode(&mut head);
-        let mut head = head.to_vec();
-        // A size whose length does not fit is refused by the server, as it would be by any reader.
-        let length = u32::try_from(head.len() - 4 + size).unwrap_or(u32::MAX);
-        head[..4].copy_from_slice(&length.to_be_bytes());
-        Box::new(Client { head, size, ready: false })
+        Box::new(Client { head: task_head(TaskOptions::default(), size), size, ready: false })
     }
+}
 
+impl Protocol for Reparto {
     fn worker(&self, number: usize, size: usize) -> Box<dyn WorkerCodec> {
         let service_ns = SERVICE_NS + size as u64 / ECHOED_BYTES_PER_NS;
         Box::new(Worker { number, service_ns, ready: false, heads: [0; HEADER_BYTES] })
@@ -61,12 +56,7 @@ impl ClientCodec for Client {
     }
 
     fn tasks(&mut self, ids: &[u64], output: &mut Output) {
-        for id in ids {
-            // 0 names the connection itself.
-            self.head[8..HEADER_BYTES].copy_from_slice(&(id + 1).to_be_bytes());
-            output.put(&self.head);
-            output.put_payload(0);
-        }
+        put_tasks(&mut self.head, ids, output);
     }
 
     fn read(&mut self, input: &[u8], output: &mut Output, done: &mut Vec<u64>) -> Result<usize, RawError> {
@@ -138,24 +128,45 @@ impl WorkerCodec for Worker {
     }
 }
 
-fn hello(role: Role, output: &mut Output) {
+/// A TASK without its payload of `size` bytes, whose length counts the payload.
+pub(super) fn task_head(options: TaskOptions<'_>, size: usize) -> Vec<u8> {
+    let mut head = BytesMut::new();
+    Message::Task(Task { id: 1, action: ACTION, options, payload: b"" }).encode(&mut head);
+    let mut head = head.to_vec();
+    // A size whose length does not fit is refused by the server, as it would be by any reader.
+    let length = u32::try_from(head.len() - 4 + size).unwrap_or(u32::MAX);
+    head[..4].copy_from_slice(&length.to_be_bytes());
+    head
+}
+
+/// Writes a task for each number.
+pub(super) fn put_tasks(head: &mut [u8], ids: &[u64], output: &mut Output) {
+    for id in ids {
+        // 0 names the connection itself.
+        head[8..HEADER_BYTES].copy_from_slice(&(id + 1).to_be_bytes());
+        output.put(head);
+        output.put_payload(0);
+    }
+}
+
+pub(super) fn hello(role: Role, output: &mut Output) {
     let hello = Hello { version: limits::VERSION, role, features: 0, agent: "reparto-bench", token: b"" };
     send(&Message::Hello(hello), output);
 }
 
-fn send(message: &Message<'_>, output: &mut Output) {
+pub(super) fn send(message: &Message<'_>, output: &mut Output) {
     let mut bytes = BytesMut::new();
     message.encode(&mut bytes);
     output.put(&bytes);
 }
 
-fn parse(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, RawError> {
+pub(super) fn parse(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, RawError> {
     let most = limits::MAX_MAX_FRAME_BYTES + limits::RELAY_SLACK_BYTES;
     Frame::parse(input, most).map_err(|error| malformed(error.to_string()))
 }
 
 /// Frames that either side may get beside the work.
-fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
+pub(super) fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
     match Message::decode(frame).map_err(|error| malformed(error.to_string()))? {
         Message::Ping(ping) => send(&Message::Pong(Pong { id: ping.id }), output),
         Message::Error(error) => {
@@ -168,6 +179,6 @@ fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
     Ok(())
 }
 
-fn malformed(what: String) -> RawError {
+pub(super) fn malformed(what: String) -> RawError {
     RawError::Malformed { protocol: "reparto", what }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use reparto_balancer::{Balancer, Settings};
-use reparto_protocol::{AssignTask, ErrorCode, ErrorMessage, Frame, Message, TaskDone, Welcome, limits};
+use reparto_protocol::{
+    Accepted, AssignTask, ErrorCode, ErrorMessage, Frame, Message, TaskDone, Welcome, limits,
+};
 
 use super::*;
 
@@ -204,6 +206,130 @@ fn bytes_of_another_protocol_are_an_error_that_shows_them() {
     assert!(relay.is_err());
 }
 
+#[test]
+fn background_tasks_of_reparto_are_done_once_accepted_or_once_their_results_are_fetched() {
+    let bytes = tasks(RepartoBackground.client(0, 64).as_mut(), &[7], 64);
+    let (frame, _) = Frame::parse(&bytes, 1024).unwrap().unwrap();
+    let Message::Task(task) = Message::decode(&frame).unwrap() else { panic!("not a task: {frame:?}") };
+    assert!(task.id == 8 && task.options.background);
+
+    let mut wire = BytesMut::new();
+    for id in [8, 2] {
+        let accepted = Accepted { id, task_id: [id as u8; 16], duplicate: false };
+        Message::Accepted(accepted).encode(&mut wire);
+    }
+    read_split_everywhere(&|| RepartoBackground.client(0, 8), &wire, &[7, 1]);
+
+    let (mut client, mut output, mut done) = (RepartoFetched.client(0, 8), Output::default(), Vec::new());
+    client.read(&wire, &mut output, &mut done).unwrap();
+    assert!(done.is_empty());
+    let asked = output.bytes(&[]);
+    let (frame, _) = Frame::parse(&asked, 1024).unwrap().unwrap();
+    let Message::Fetch(fetch) = Message::decode(&frame).unwrap() else { panic!("no FETCH: {frame:?}") };
+    assert_eq!((fetch.id, fetch.task_id), (8, [8; 16]));
+    wire.clear();
+    Message::Result(TaskDone { id: 8, payload: b"12345678" }).encode(&mut wire);
+    client.read(&wire, &mut output, &mut done).unwrap();
+    assert_eq!(done, [7]);
+}
+
+#[test]
+fn a_background_job_of_gearman_has_a_unique_key_and_is_done_once_it_is_created() {
+    let mut client = GearmanBackground.client(3, 8);
+    let said = tasks(client.as_mut(), &[5, 6], 8);
+    let job = |key: &str| request(18, format!("echo\0client-3-{key}\0xxxxxxxx").as_bytes());
+    assert_eq!(said, [job("0000000000000001"), job("0000000000000002")].concat());
+    let mut done = Vec::new();
+    let wire = [response(17, b"?"), response(8, b"H:host:1"), response(8, b"H:host:2")].concat();
+    client.read(&wire, &mut Output::default(), &mut done).unwrap();
+    assert_eq!(done, [5, 6]);
+    let unasked = client.read(&response(8, b"H:host:3"), &mut Output::default(), &mut done);
+    assert!(matches!(unasked, Err(RawError::Unasked(_))));
+}
+
+#[test]
+fn a_jetstream_publish_has_its_number_in_its_reply_subject_and_gets_it_back() {
+    let mut client = JetStream.client(3, 8);
+    let said = tasks(client.as_mut(), &[258, 1], 8);
+    let wanted = "PUB bench _INBOX.3.0000000258 8\r\nxxxxxxxx\r\n\
+                  PUB bench _INBOX.3.0000000001 8\r\nxxxxxxxx\r\n";
+    assert_eq!(String::from_utf8_lossy(&said), wanted);
+    let wire = b"INFO {}\r\nPONG\r\nMSG _INBOX.3.made 1 15\r\n{\"config\":\"ok\"}\r\n\
+        MSG _INBOX.3.0000000001 1 27\r\n{\"stream\":\"bench\",\"seq\":12}\r\n\
+        MSG _INBOX.3.0000000258 1 27\r\n{\"stream\":\"bench\",\"seq\":13}\r\n";
+    read_split_everywhere(&|| JetStream.client(3, 8), wire, &[1, 258]);
+    let refusal =
+        b"MSG _INBOX.3.made 1 52\r\n{\"type\":\"x\",\"error\":{\"description\":\"no space left\"}}\r\n";
+    let error = JetStream.client(3, 8).read(refusal, &mut Output::default(), &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("no space left"), "{error}");
+}
+
+#[test]
+fn a_job_of_beanstalkd_is_done_once_it_is_inserted() {
+    let said = tasks(Beanstalk.client(0, 8).as_mut(), &[4], 8);
+    assert_eq!(said, b"put 1024 0 60 8\r\nxxxxxxxx\r\n");
+    let mut client = Beanstalk.client(0, 8);
+    tasks(client.as_mut(), &[4, 9], 8);
+    let (mut output, mut done) = (Output::default(), Vec::new());
+    let wire = b"USING echo\r\nINSERTED 1\r\nINSERTED 2\r\nINSER";
+    assert_eq!(client.read(wire, &mut output, &mut done).unwrap(), wire.len() - b"INSER".len());
+    assert!(client.ready());
+    assert_eq!(done, [4, 9]);
+    let refused = client.read(b"OUT_OF_MEMORY\r\n", &mut output, &mut done).unwrap_err();
+    assert!(refused.to_string().contains("OUT_OF_MEMORY"), "{refused}");
+}
+
+/// A frame of AMQP with a method.
+fn method(channel: u8, class: u8, number: u8, arguments: &[u8]) -> Vec<u8> {
+    let length = 4 + arguments.len() as u8;
+    [&[1, 0, channel, 0, 0, 0, length, 0, class, 0, number], arguments, &[0xCE]].concat()
+}
+
+#[test]
+fn an_amqp_client_opens_a_channel_with_confirms_and_declares_a_quorum_queue() {
+    let mut client = AmqpConfirmed.client(0, 8);
+    let mut says = |input: &[u8]| {
+        let mut output = Output::default();
+        assert_eq!(client.read(input, &mut output, &mut Vec::new()).unwrap(), input.len());
+        output.bytes(&[])
+    };
+    assert_eq!(
+        says(&method(0, 10, 10, b"\0\x09\0\0\0\0")),
+        method(0, 10, 11, b"\0\0\0\0\x05PLAIN\0\0\0\x0C\0guest\0guest\x05en_US")
+    );
+    assert_eq!(
+        says(&method(0, 10, 30, b"\x07\xFF\0\x02\0\0\0\x3C")),
+        [method(0, 10, 31, b"\x07\xFF\0\x02\0\0\0\0"), method(0, 10, 40, b"\x01/\0\0")].concat()
+    );
+    assert_eq!(says(&method(0, 10, 41, b"\0")), method(1, 20, 10, b"\0"));
+    assert_eq!(says(&method(1, 20, 11, b"\0\0\0\0")), method(1, 85, 10, b"\0"));
+    let table = b"\0\0\x05bench\x02\0\0\0\x18\x0Cx-queue-typeS\0\0\0\x06quorum";
+    assert_eq!(says(&method(1, 85, 11, b"")), method(1, 50, 10, table));
+    assert_eq!(says(&method(1, 50, 11, b"\x05bench\0\0\0\0\0\0\0\0")), b"");
+    assert!(client.ready());
+}
+
+#[test]
+fn amqp_messages_are_done_once_confirmed_one_by_one_or_all_up_to_one() {
+    let mut client = AmqpConfirmed.client(0, 8);
+    let said = tasks(client.as_mut(), &[40, 41, 42, 43], 8);
+    let publish = [
+        method(1, 60, 40, b"\0\0\0\x05bench\0"),
+        b"\x02\0\x01\0\0\0\x0F\0\x3C\0\0\0\0\0\0\0\0\0\x08\x10\0\x02\xCE".to_vec(),
+        b"\x03\0\x01\0\0\0\x08xxxxxxxx\xCE".to_vec(),
+    ];
+    assert_eq!(said, publish.concat().repeat(4));
+    let ack = |tag: u8, multiple: u8| method(1, 60, 80, &[0, 0, 0, 0, 0, 0, 0, tag, multiple]);
+    let mut done = Vec::new();
+    let wire = [ack(2, 0), ack(3, 1), ack(4, 0)].concat();
+    client.read(&wire, &mut Output::default(), &mut done).unwrap();
+    assert_eq!(done, [41, 40, 42, 43]);
+    let again = client.read(&ack(4, 0), &mut Output::default(), &mut done);
+    assert!(matches!(again, Err(RawError::Unasked(4))));
+    let nack = client.read(&method(1, 60, 120, &[0; 9]), &mut Output::default(), &mut done);
+    assert!(nack.is_err_and(|error| error.to_string().contains("NACK")));
+}
+
 /// Runs a balancer in this process while `body` runs.
 fn with_balancer(body: impl FnOnce(SocketAddr, SocketAddr)) {
     let any_port = ([127, 0, 0, 1], 0).into();
@@ -231,6 +357,14 @@ fn every_task_through_a_real_balancer_is_answered_once_in_a_closed_loop() {
             working.stop().unwrap();
         }
     });
+}
+
+#[test]
+fn a_load_of_so_many_tasks_ends_once_they_are_answered() {
+    let servers = EchoServers::start(1).unwrap();
+    let load = Load { duration: Duration::from_secs(60), tasks: 1_001, ..short(64, 64) };
+    let measurement = drive(&Relay, servers.addresses()[0], &load, &GO_ON).unwrap();
+    assert_eq!(measurement.tasks, 2 * 1_001);
 }
 
 #[test]

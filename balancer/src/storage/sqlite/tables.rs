@@ -126,7 +126,8 @@ impl<'a> RowWriting<'a> {
         Ok(RowWriting {
             insert_plain: connection.prepare_cached(
                 "INSERT OR IGNORE INTO tasks (id, action, state, priority, max_attempts, attempts, created_at, \
-                 ended_at, payload, result) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                 ended_at, payload, result, backoff_first_ms, backoff_most_ms) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?,
             insert_full: connection.prepare_cached(&format!(
                 "INSERT OR IGNORE INTO tasks ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
@@ -167,7 +168,6 @@ impl<'a> RowWriting<'a> {
         let ended_at = ended.map(|outcome| outcome.at);
         let is_plain = entry.due_at.is_none()
             && task.deadline_at.is_none()
-            && task.backoff == Backoff::default()
             && failure.is_none()
             && task.payload.blob().is_none()
             && result.is_none_or(|result| result.blob().is_none());
@@ -183,6 +183,8 @@ impl<'a> RowWriting<'a> {
                 ended_at,
                 payload,
                 result.and_then(BodyRef::inline),
+                task.backoff.first_ms,
+                task.backoff.most_ms,
             ])?;
             return Ok(());
         }

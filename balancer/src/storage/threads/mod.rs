@@ -355,6 +355,12 @@ impl Storage {
         Err(SubmitError::Full { waiting, trouble: self.shared.trouble() })
     }
 
+    /// How many more requests it takes at most, as far as their number goes.
+    #[must_use]
+    pub fn room_for_requests(&self) -> usize {
+        self.shared.settings.max_waiting.saturating_sub(self.shared.waiting.load(Ordering::Acquire))
+    }
+
     /// How many requests there is room for, their bytes, and whether one of them is for the blob store.
     fn room(&self, requests: &[Request]) -> (usize, usize, bool) {
         let settings = &self.shared.settings;
