@@ -41,7 +41,7 @@ pub(super) struct Report {
     kills: u64,
     /// Accepted tasks that had not ended at the first kill.
     open_at_the_kill: u64,
-    /// From the first kill to the next ACCEPTED, in milliseconds.
+    /// The longest time without an ACCEPTED from the first kill on, in milliseconds.
     outage_ms: u64,
     fetched: u64,
     /// Fetched once more, after one more kill, and the same.
@@ -80,7 +80,7 @@ impl Report {
         writeln!(out, "accepted         {:>9} of {}", count(self.accepted), count(self.tasks))?;
         writeln!(out, "balancers killed {:>9}", count(self.kills))?;
         writeln!(out, "open at the kill {:>9}", count(self.open_at_the_kill))?;
-        writeln!(out, "until the next ACCEPTED {} ms", count(self.outage_ms))?;
+        writeln!(out, "longest without an ACCEPTED {} ms", count(self.outage_ms))?;
         writeln!(out, "results fetched  {:>9}, all in {:.1} s", count(self.fetched), self.seconds)?;
         writeln!(out, "the same after one more kill {}", count(self.fetched_again))?;
         writeln!(out, "doubled {} wrong {}", self.doubled, self.wrong)?;
@@ -249,6 +249,7 @@ impl Show<'_> {
         let queue = client.accepted_queue(MOST_ON_THEIR_WAY);
         self.ids = vec![None; usize::try_from(tasks).unwrap_or(usize::MAX)];
         let (mut number, mut killed_at, mut is_back) = (0, None, false);
+        let mut last_accepted = Instant::now();
         let mut batch: Vec<Completion<Accepted>> = Vec::new();
         while self.report.accepted < tasks {
             self.look()?;
@@ -269,9 +270,10 @@ impl Show<'_> {
                     .map_err(|failure| format!("task {} was not accepted: {failure}", completion.tag))?;
                 self.ids[completion.tag as usize] = Some(accepted.task_id);
                 self.report.accepted += 1;
-                if let Some(killed_at) = killed_at.filter(|_| self.report.outage_ms == 0) {
-                    self.report.outage_ms = millis_since(killed_at);
+                if killed_at.is_some() {
+                    self.report.outage_ms = self.report.outage_ms.max(millis_since(last_accepted));
                 }
+                last_accepted = Instant::now();
             }
             if killed_at.is_none() && self.report.accepted * 2 >= tasks {
                 self.report.open_at_the_kill = self.count_open()?;

@@ -1,10 +1,12 @@
 //! Blobs in an S3 bucket, which several balancers can share.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use s3::creds::Credentials;
 use s3::error::S3Error;
+use s3::request::ResponseData;
 use s3::{Bucket, Region};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -86,6 +88,14 @@ impl S3Blobs {
         format!("/{}{key}", self.prefix)
     }
 
+    /// What an answer brings, if it is whole.
+    fn whole(&self, answer: ResponseData) -> Result<Bytes, BlobError> {
+        match cut_short(&answer.headers(), answer.bytes().len()) {
+            None => Ok(answer.into_bytes()),
+            Some(reason) => Err(BlobError::Unavailable { place: self.place.clone(), reason }),
+        }
+    }
+
     fn failed(&self, error: &S3Error) -> BlobError {
         let reason = match error {
             S3Error::HttpFailWithBody(status, text) => {
@@ -94,6 +104,22 @@ impl S3Blobs {
             other => other.to_string(),
         };
         BlobError::Unavailable { place: self.place.clone(), reason }
+    }
+}
+
+/// Why an answer's body is not all that was sent, if it is not. The HTTP client takes a connection that ends early, since
+/// the server was killed, for the end of the body.
+fn cut_short(headers: &HashMap<String, String>, bytes: usize) -> Option<String> {
+    let header = |name: &str| {
+        let found = headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    };
+    match header("content-length").map(str::parse::<usize>) {
+        Some(Ok(length)) if length == bytes => None,
+        Some(Ok(length)) => Some(format!("the answer ended after {bytes} of {length} bytes")),
+        // Its end is marked, and a missing mark is an error of the client's.
+        None if header("transfer-encoding").is_some() => None,
+        Some(Err(_)) | None => Some("the answer does not say how long it is".to_owned()),
     }
 }
 
@@ -159,7 +185,7 @@ impl BlobStore for S3Blobs {
 
     fn get(&self, key: &BlobKey) -> Result<Option<Bytes>, BlobError> {
         match self.bucket.get_object(self.path_of(key)) {
-            Ok(answer) => Ok(Some(answer.into_bytes())),
+            Ok(answer) => self.whole(answer).map(Some),
             // Also said of a bucket that is gone.
             Err(S3Error::HttpFailWithBody(404, text)) if !text.contains("NoSuchBucket") => Ok(None),
             Err(error) => Err(self.failed(&error)),
@@ -248,6 +274,48 @@ mod tests {
         let key = BlobKey::for_task(TaskIds::new().next(0), BlobKind::Payload);
         assert!(matches!(blobs.put(&key, b"bytes"), Err(BlobError::Unavailable { .. })));
         assert!(matches!(blobs.get(&key), Err(BlobError::Unavailable { .. })));
+    }
+
+    /// A server that answers every request with these bytes, and closes the connection.
+    fn answering(answer: &'static str) -> std::net::SocketAddr {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let (mut request, mut bytes) = (Vec::new(), [0; 4096]);
+                while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+                    match stream.read(&mut bytes) {
+                        Ok(count @ 1..) => request.extend_from_slice(&bytes[..count]),
+                        Ok(0) | Err(_) => break,
+                    }
+                }
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn an_answer_that_ends_early_is_no_blob() {
+        let get = |answer| {
+            let key = || Credentials::new(Some("key"), Some("secret"), None, None, None);
+            let url = format!("s3://reparto?endpoint=http://{}&region=garage", answering(answer));
+            let blobs = S3Blobs::with_credentials(&url, key).unwrap();
+            blobs.get(&BlobKey::for_task(TaskIds::new().next(0), BlobKind::Result))
+        };
+        let whole = get("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole");
+        assert_eq!(whole.unwrap().unwrap(), "whole");
+        // The server was killed before it had sent all, or anything, of the body.
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\na part",
+            "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\na part\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nnobody knows",
+        ] {
+            let read = get(answer);
+            assert!(matches!(read, Err(BlobError::Unavailable { .. })), "{answer:?}: {read:?}");
+        }
     }
 
     #[test]
