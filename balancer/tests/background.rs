@@ -1,8 +1,11 @@
 //! Background tasks through real sockets: accepted, run, recorded, fetched; and a balancer that ends in between.
 
+use std::io::Write;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use reparto_balancer::{Settings, StoreSettings};
 use reparto_protocol::{
     Cancel, DropTask, Fetch, FrameType, HeldTasks, ListTasks, Message, Outcome, Register, RetryTask, Role,
@@ -104,6 +107,27 @@ fn answer(worker: &mut Wire, id: u64, outcome: Outcome, message: &str) {
 fn restart(served: Served, folder: &Path) -> Served {
     served.stop();
     serve(with_store(folder))
+}
+
+/// More tasks than the store takes at once, and fewer than may wait for it.
+const BURST: u64 = 100_000;
+
+#[test]
+fn a_burst_of_more_tasks_than_the_store_takes_at_once_is_accepted_as_a_whole() {
+    let folder = folder();
+    let served = serve(with_store(folder.path()));
+    let mut client = Wire::client(&served);
+    let mut burst = BytesMut::new();
+    for id in 1..=BURST {
+        Message::Task(Task { id, action: "echo", options: BACKGROUND, payload: b"x" }).encode(&mut burst);
+    }
+    let mut sender = client.sender();
+    let sending = thread::spawn(move || sender.stream.write_all(&burst));
+    for id in 1..=BURST {
+        accepted(&mut client, id);
+    }
+    sending.join().expect("no panic").expect("all is sent");
+    served.stop();
 }
 
 #[test]
