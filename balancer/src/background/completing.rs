@@ -225,7 +225,10 @@ impl Keeper {
                 self.loading.remove(&stored.task.id);
                 self.walk.left_behind(stored.task.id, now.after(Duration::from_secs(1)));
             }
-            Pending::Record { task, .. } => log::error!("what became of {task} was not recorded: {error}"),
+            Pending::Record { task, .. } => {
+                log::error!("what became of {task} was not recorded: {error}");
+                self.tell_unrecorded(task, &error.to_string(), out);
+            }
             Pending::Claim { id, from } => self.claim_failed(scheduler, now, (id, from), out),
             Pending::Sweep => self.swept(scheduler, now, Err(error.clone()), out),
             Pending::Upkeep | Pending::Publish { .. } | Pending::Republish | Pending::Release(_) => {}

@@ -58,6 +58,8 @@ const MOST_HELD_BACK_BYTES: usize = 256 << 20;
 const MOST_HELD_BACK_TASKS: usize = 65_536;
 /// Bytes held back beyond which new tasks are refused.
 const HELD_BACK_BYTES_FOR_TASKS: usize = 64 << 20;
+/// Requests that were held back and are given to the store together; what it does not take of them goes back.
+const HANDED_OVER_AT_ONCE: usize = 256;
 /// Questions that wait for room among the store's.
 const MOST_LOOKS: usize = 65_536;
 /// How often what has ended long ago is looked for.
@@ -284,6 +286,11 @@ impl Keeper {
     ) {
         if self.stopping {
             return fail(out, peer, ask.id(), ErrorCode::ShuttingDown, "the balancer is shutting down");
+        }
+        // What would have to be written is refused while more of it waits than may.
+        if let (Ask::Cancel { id, .. } | Ask::Retry { id, .. }, Some(message)) = (&ask, self.refuses_tasks())
+        {
+            return fail(out, peer, *id, ErrorCode::StoreUnavailable, message);
         }
         match ask {
             Ask::Submit(task) => self.submit(peer, *task, out),
@@ -557,21 +564,26 @@ impl Keeper {
     /// Gives the store what it is to make durable, in order. What it does not take now waits here.
     fn hand_over<E: Outlet>(&mut self, out: &mut E) {
         let Some(storage) = &self.storage else { return };
-        let outcome = if self.held_back.is_empty() {
-            storage.try_submit(&mut self.requests)
-        } else {
-            let count = storage.room_for_requests().min(self.held_back.len());
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !self.held_back.is_empty() {
+            let count = storage.room_for_requests().min(self.held_back.len()).min(HANDED_OVER_AT_ONCE);
             let mut batch: Vec<Request> = self.held_back.drain(..count).collect();
             let before = sizes(&batch);
-            let outcome = storage.try_submit(&mut batch);
+            outcome = storage.try_submit(&mut batch);
             let after = sizes(&batch);
             self.held_back_bytes -= before.0 - after.0;
             self.held_back_tasks -= before.1 - after.1;
+            let taken_whole = batch.is_empty() && count > 0;
             while let Some(request) = batch.pop() {
                 self.held_back.push_front(request);
             }
-            outcome
-        };
+            if !taken_whole {
+                break;
+            }
+        }
+        if self.held_back.is_empty() {
+            outcome = storage.try_submit(&mut self.requests);
+        }
         if storage.failure().is_some() {
             let refused = outcome.map_or_else(|error| error.to_string(), |()| self.trouble());
             return self.give_up_requests(&refused, out);
@@ -582,7 +594,7 @@ impl Keeper {
         // A store that only has much to do takes them in a moment.
         let refused = match outcome {
             Err(error @ SubmitError::Stopped { .. }) => Some(error.to_string()),
-            _ => storage.status().trouble.map(|_| self.trouble()),
+            _ => storage.trouble().map(|_| self.trouble()),
         };
         let (bytes, tasks) = sizes(&self.requests);
         self.held_back_bytes += bytes;
@@ -595,6 +607,9 @@ impl Keeper {
 
     /// Refuses the new tasks among what is held back.
     fn refuse_held_back<E: Outlet>(&mut self, why: &str, out: &mut E) {
+        if self.held_back_tasks == 0 {
+            return;
+        }
         let (pending, ties) = (&mut self.pending, &mut self.ties);
         let mut bytes = 0;
         self.held_back.retain(|request| {
@@ -624,8 +639,8 @@ impl Keeper {
         let is_full = self.held_back_tasks >= MOST_HELD_BACK_TASKS
             || self.held_back_bytes >= HELD_BACK_BYTES_FOR_TASKS
             || self.requests.len() >= MOST_HELD_BACK_TASKS;
-        let status = self.storage.as_ref().map(Storage::status).unwrap_or_default();
-        (is_full || status.trouble.is_some()).then(|| self.trouble())
+        let has_trouble = self.storage.as_ref().is_some_and(|storage| storage.trouble().is_some());
+        (is_full || has_trouble).then(|| self.trouble())
     }
 
     /// The store takes nothing any more, for good. Clients are told; what was to be recorded is open there.
@@ -643,13 +658,25 @@ impl Keeper {
                     | Pending::Retry { peer, id, .. }
                     | Pending::Drop { peer, id, .. },
                 ) => fail(out, peer, id, ErrorCode::StoreUnavailable, refused.to_owned()),
-                Some(Pending::Record { .. }) => unrecorded += 1,
+                Some(Pending::Record { task, .. }) => {
+                    unrecorded += 1;
+                    self.tell_unrecorded(task, refused, out);
+                }
                 _ => {}
             }
         }
         (self.held_back_bytes, self.held_back_tasks) = (0, 0);
         if unrecorded > 0 {
             log::error!("what became of {unrecorded} background tasks is not recorded; they will run again");
+        }
+    }
+
+    /// Tells those who wait for a task's end that it could not be recorded.
+    fn tell_unrecorded<E: Outlet>(&mut self, task: TaskId, why: &str, out: &mut E) {
+        for number in self.waits.for_task(task) {
+            if let Some(wait) = self.waits.remove(number) {
+                fail(out, wait.peer, wait.id, ErrorCode::StoreUnavailable, why.to_owned());
+            }
         }
     }
 

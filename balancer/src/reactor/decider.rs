@@ -23,23 +23,25 @@ pub(super) trait Decider {
     /// Takes an event.
     fn handle(&mut self, net: &mut Net, event: Event<'_>);
 
-    /// Takes tasks of one client that have come together, as many as can be taken now.
+    /// Takes tasks of one client that have come together, as many as can be taken now; one at least.
     #[inline]
     fn submit_all(&mut self, net: &mut Net, peer: Peer, tasks: &mut Tasks<'_>) {
-        while !self.is_full()
-            && let Some(event) = tasks.next_event(peer)
-        {
+        while let Some(event) = tasks.next_event(peer) {
             self.handle(net, event);
+            if self.is_full() {
+                break;
+            }
         }
     }
 
-    /// Takes results of one worker that have come together, as many as can be taken now.
+    /// Takes results of one worker that have come together, as many as can be taken now; one at least.
     #[inline]
     fn finish_all(&mut self, net: &mut Net, peer: Peer, results: &mut Results<'_>) {
-        while !self.is_full()
-            && let Some(event) = results.next_event(peer)
-        {
+        while let Some(event) = results.next_event(peer) {
             self.handle(net, event);
+            if self.is_full() {
+                break;
+            }
         }
     }
 
@@ -203,5 +205,63 @@ impl Decider for Alone {
             keeper.begin_stopping(net);
         }
         self.handle(net, Event::Shutdown { grace });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use reparto_protocol::{Hello, Message, Role, Task, TaskOptions, limits};
+
+    use super::*;
+    use crate::dialect::{Session, Step};
+    use crate::reactor::Settings;
+
+    /// One that is full already when it is asked to take something, as a front may be after a worker was heard.
+    #[derive(Default)]
+    struct Full(usize);
+
+    impl Decider for Full {
+        fn handle(&mut self, _: &mut Net, _: Event<'_>) {
+            self.0 += 1;
+        }
+        fn is_full(&self) -> bool {
+            true
+        }
+        fn report(&mut self, _: &mut Net, _: Peer, _: u64, _: u32, _: u32) -> Option<Bytes> {
+            None
+        }
+        fn ask(&mut self, _: &mut Net, _: Peer, _: Ask) {}
+        fn asked_to_stop(&self) -> bool {
+            false
+        }
+        fn begin_stopping(&mut self, _: &mut Net) {}
+    }
+
+    #[test]
+    fn of_a_run_one_frame_at_least_is_taken_also_by_one_that_is_full() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let poll = mio::Poll::new().expect("a poll");
+        let mut net = Net::new(poll, [address; 2], Settings::default(), None);
+        let peer = Peer { index: 0, generation: 1 };
+        let mut session = Session::native(Listener::Clients);
+        let mut wire = BytesMut::new();
+        let hello =
+            Hello { version: limits::VERSION, role: Role::Client, features: 0, agent: "", token: &[] };
+        Message::Hello(hello).encode(&mut wire);
+        for id in 1..=3 {
+            let task = Task { id, action: "a", options: TaskOptions::default(), payload: b"x" };
+            Message::Task(task).encode(&mut wire);
+        }
+        let (wire, mut from) = (wire.freeze(), 0);
+        session.decode(&net.context, peer, &wire, &mut from).expect("HELLO");
+        let mut taken = Vec::new();
+        while let Ok(Step::Tasks(mut tasks)) = session.decode(&net.context, peer, &wire, &mut from) {
+            let mut decider = Full::default();
+            decider.submit_all(&mut net, peer, &mut tasks);
+            from = tasks.at();
+            taken.push(decider.0);
+        }
+        assert_eq!((taken, from), (vec![1, 1, 1], wire.len()));
     }
 }

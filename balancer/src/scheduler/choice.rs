@@ -22,6 +22,9 @@ pub(super) const NO_BUCKET: u8 = u8::MAX;
 /// Under `least_loaded`, buckets for workers with a free thread.
 const FREE_BUCKETS: u32 = 16;
 
+/// The bucket of workers that have just no free thread.
+const FIRST_BUSY_BUCKET: u8 = FREE_BUCKETS as u8;
+
 /// Under `least_loaded`, buckets for each doubling of the load beyond that, as a power of two.
 const STEP_BITS: u32 = 3;
 
@@ -301,7 +304,11 @@ impl Choice {
         let row = &mut workers[worker];
         let bucket = bucket_of(self.policy, row);
         if self.policy == Policy::LeastLoaded {
-            row.stays = if bucket == NO_BUCKET { 0..0 } else { loads_of(bucket, row.threads) };
+            row.stays = match bucket {
+                NO_BUCKET => 0..0,
+                _ if is_alike(row) => row.threads..row.alike,
+                _ => loads_of(bucket, row.threads),
+            };
         }
         let by_turns = self.policy != Policy::LeastLoaded;
         let full_turn = if self.policy == Policy::Weighted { row.weight } else { 1 };
@@ -471,8 +478,15 @@ fn bucket_of(policy: Policy, worker: &Worker) -> u8 {
     }
     match policy {
         Policy::RoundRobin | Policy::Weighted => u8::from(!worker.has_free_thread()),
+        Policy::LeastLoaded if is_alike(worker) => FIRST_BUSY_BUCKET,
         Policy::LeastLoaded => load_bucket(worker.in_flight, worker.threads),
     }
+}
+
+/// Whether a worker has no free thread, and so little beyond them that it makes no difference how little.
+#[inline]
+fn is_alike(worker: &Worker) -> bool {
+    (worker.threads..worker.alike).contains(&worker.in_flight)
 }
 
 /// In flight relative to threads: sixteenths while a thread is free, then eight steps a doubling.
@@ -657,6 +671,11 @@ mod tests {
         let mut bench = Bench::new(Policy::LeastLoaded, 1);
         bench.join(8, 1000, 1, &[0]);
         bench.join(2, 1000, 1, &[0]);
+        for worker in [0, 1] {
+            // Long enough that every task makes a difference.
+            bench.workers[worker].service_ns = Some(11_000);
+            bench.workers[worker].settle_room();
+        }
         for _ in 0..500 {
             bench.assign(0);
         }

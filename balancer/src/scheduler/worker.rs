@@ -11,6 +11,10 @@ use super::task::PlaceLink;
 /// Work that a worker may be given beyond its free threads, as time that it will take a thread.
 const HELD_WORK: Duration = Duration::from_millis(1);
 
+/// Work beyond free threads that makes no difference under `least_loaded`, as time that it takes a thread. To spread
+/// less would wake more workers for it than the work is worth.
+const ALIKE_WORK: Duration = Duration::from_micros(10);
+
 /// Tasks that a worker with fewer threads is given at most, however short it says they are. No balancer passes
 /// on more in a millisecond, and what one worker holds must be taken back in one go when it is lost.
 const HELD_MOST: u64 = 16_384;
@@ -33,6 +37,8 @@ pub(super) struct Worker {
     pub(super) max_bytes: usize,
     /// Tasks that it may hold now; follows from the fields above.
     room: u32,
+    /// With fewer tasks than this, and no free thread, its load counts as the same; follows from the fields above.
+    pub(super) alike: u32,
     pub(super) in_flight: u32,
     pub(super) bytes: usize,
     /// What it holds, the oldest first.
@@ -74,6 +80,7 @@ impl Worker {
             service_ns: None,
             max_bytes,
             room: 0,
+            alike: 0,
             in_flight: 0,
             bytes: 0,
             held: List::new(),
@@ -99,11 +106,15 @@ impl Worker {
     /// than its window or, beyond its threads, [`HELD_MOST`]. Without a known service time, or while it is stalled,
     /// its threads.
     pub(super) fn settle_room(&mut self) {
-        let per_thread = match self.service_ns {
-            Some(ns) if !self.stalled => (HELD_WORK.as_nanos() as u64 / ns.max(1)).max(1),
-            _ => 1,
+        let worth_of = |work: Duration| match self.service_ns {
+            Some(ns) if !self.stalled => work.as_nanos() as u64 / ns.max(1),
+            _ => 0,
         };
+        let per_thread = worth_of(HELD_WORK).max(1);
         let threads = u64::from(self.threads);
+        let alike =
+            threads.saturating_mul(worth_of(ALIKE_WORK).saturating_add(1)).min(HELD_MOST).max(threads);
+        self.alike = u32::try_from(alike).unwrap_or(self.threads);
         let worth = threads.saturating_mul(per_thread).min(HELD_MOST).max(threads);
         let room = worth.min(u64::from(self.window));
         self.room = u32::try_from(room).unwrap_or(self.window);
@@ -162,6 +173,15 @@ mod tests {
             (worker.in_flight, worker.bytes) = (20, bytes);
             assert_eq!(worker.has_room(), has_room, "{bytes} bytes");
         }
+    }
+
+    #[test]
+    fn ten_microseconds_of_work_beyond_the_threads_make_no_difference() {
+        assert_eq!(worker(4, 1024, None).alike, 4);
+        assert_eq!(worker(4, 1024, Some(100_000)).alike, 4);
+        assert_eq!(worker(4, 1024, Some(1_000)).alike, 4 * 11);
+        assert_eq!(worker(1, 1024, Some(100)).alike, 101);
+        assert_eq!(worker(4, 1024, Some(0)).alike, 16_384);
     }
 
     #[test]

@@ -357,3 +357,13 @@ fn a_worker_that_hangs_is_asked_once_for_each_task_however_long_it_hangs() {
     }
     assert_eq!(recalled, 1_000);
 }
+
+#[test]
+fn a_burst_of_very_short_tasks_fills_free_threads_and_then_wakes_one_worker_alone() {
+    let mut world = world();
+    let client = world.client();
+    let workers = [world.worker("one", 1, 1000, &["a"]), world.worker("two", 1, 1000, &["a"])];
+    let given: Vec<Peer> = (1..=40).map(|id| world.assigned(client, id).0).collect();
+    assert_eq!([given[0], given[1]], workers, "each free thread has a task");
+    assert!(given[2..].iter().all(|worker| *worker == given[2]), "what follows goes to one");
+}
