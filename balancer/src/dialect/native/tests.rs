@@ -69,6 +69,18 @@ fn decode_in_pieces(listener: Listener, stream: &[u8], piece: usize) -> (Vec<Str
         loop {
             match session.decode(&context(), PEER, &whole, &mut from) {
                 Ok(Step::Incomplete) => break,
+                Ok(Step::Tasks(mut tasks)) => {
+                    let events = std::iter::from_fn(|| tasks.next_event(PEER));
+                    seen.extend(events.map(|event| format!("{:?}", Step::Event(event))));
+                    assert!(tasks.at() > from, "a run has one task at least");
+                    from = tasks.at();
+                }
+                Ok(Step::Results(mut results)) => {
+                    let events = std::iter::from_fn(|| results.next_event(PEER));
+                    seen.extend(events.map(|event| format!("{:?}", Step::Event(event))));
+                    assert!(results.at() > from, "a run has one result at least");
+                    from = results.at();
+                }
                 Ok(step) => seen.push(format!("{step:?}")),
                 Err(refusal) => return (seen, Some(refusal)),
             }
@@ -245,7 +257,8 @@ fn payloads_of_middle_size_do_not_hold_the_buffer_they_came_in() {
             payload: &payload,
         })]);
         let step = session.decode(&context(), PEER, &stream, &mut 0).expect("a result");
-        let Step::Event(crate::scheduler::Event::Finished { payload, .. }) = step else { panic!("{step:?}") };
+        let Step::Results(mut results) = step else { panic!("{step:?}") };
+        let (_, payload) = results.next().expect("one result");
         assert_eq!(stream.as_ptr_range().contains(&payload.to_bytes().as_ptr()), shared, "{size} bytes");
     }
 }
