@@ -1,6 +1,6 @@
 //! Proof by killing: real processes under load, killed at random moments, and then every promise looked at.
 //!
-//! A [run](run) starts balancers and workers as processes of their own. Clients hand in foreground, recorded and background
+//! A [`run`] starts balancers and workers as processes of their own. Clients hand in foreground, recorded and background
 //! tasks of many sizes, with delays, deadlines, retries, idempotency keys and cancels; some of the tasks fail, some
 //! panic, some kill their worker. Meanwhile processes are killed, frozen and stopped at moments drawn from a seed, and
 //! started again. When that is over and everything runs, it must hold that
