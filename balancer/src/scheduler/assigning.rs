@@ -5,7 +5,7 @@ use super::slab::NONE;
 use super::task::{Place, Task};
 use super::turns::{NextTurn, Turn, Turns};
 use super::watching::STALL;
-use super::{Effects, Scheduler};
+use super::{AssignmentId, Effects, Scheduler};
 
 impl Scheduler {
     /// Puts a task, which is nowhere, into its queue.
@@ -70,7 +70,7 @@ impl Scheduler {
         }
         let row = &mut self.workers[worker];
         debug_assert!(row.has_room(), "worker '{}' is given a task over its credits", row.id);
-        row.held.push_back(&mut self.tasks, task);
+        row.held.add(AssignmentId::new(self.attempt_tag, task));
         row.in_flight += 1;
         row.bytes += bytes;
         let peer = row.peer;
@@ -88,8 +88,9 @@ impl Scheduler {
     /// Takes a task from its worker; it is nowhere then.
     #[inline]
     pub(super) fn take_back(&mut self, task: u32, worker: u32) {
+        let assignment = self.assignment_id(task);
         let row = &mut self.workers[worker];
-        row.held.remove(&mut self.tasks, task);
+        row.held.remove(&self.tasks, assignment);
         row.in_flight -= 1;
         let task = &mut self.tasks[task];
         row.bytes -= task.payload.len();

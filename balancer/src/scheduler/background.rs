@@ -303,7 +303,7 @@ impl Scheduler {
         let (bytes, action) = (row.payload.len(), row.action);
         self.arm_background(task);
         let row = &mut self.workers[worker];
-        row.held.push_back(&mut self.tasks, task);
+        row.held.add(super::AssignmentId::new(self.attempt_tag, task));
         row.in_flight += 1;
         row.bytes += bytes;
         let peer = row.peer;

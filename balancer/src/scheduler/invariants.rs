@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::choice::NO_BUCKET;
 use super::slab::{List, NONE};
-use super::task::{Place, PlaceLink, WaiterLink};
+use super::task::{Place, WaiterLink};
 use super::{Role, Scheduler};
 
 impl Scheduler {
@@ -35,11 +35,9 @@ impl Scheduler {
     fn assert_tasks_are_in_one_place(&self) {
         let mut held = HashSet::new();
         for (index, worker) in self.workers.iter() {
-            let mut at = worker.held.head();
-            while at != NONE {
+            for at in worker.held.tasks(&self.tasks) {
                 assert!(held.insert(at), "task {at} is held twice");
                 assert_eq!(self.tasks[at].place(), Place::Held(index), "task {at} disagrees with its holder");
-                at = List::<PlaceLink>::next(&self.tasks, at);
             }
         }
         let mut queued = 0;
@@ -63,11 +61,9 @@ impl Scheduler {
         for (_, worker) in self.workers.iter() {
             let mut count = 0;
             let mut bytes = 0;
-            let mut at = worker.held.head();
-            while at != NONE {
+            for at in worker.held.tasks(&self.tasks) {
                 count += 1;
                 bytes += self.tasks[at].payload.len();
-                at = List::<PlaceLink>::next(&self.tasks, at);
             }
             assert_eq!((count, bytes), (worker.in_flight, worker.bytes), "worker '{}'", worker.id);
             assert_eq!(worker.bucket != NO_BUCKET, worker.has_room(), "worker '{}'", worker.id);

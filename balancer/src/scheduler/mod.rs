@@ -34,7 +34,7 @@
 //! # How it is laid out
 //!
 //! Everything lives in slabs (`slab`) and is known by index, or found by a `table`. A task (`task`) is in
-//! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`). Workers are chosen
+//! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`, `held`). Workers are chosen
 //! by `choice`, actions by `turns`; the timers of tasks stand in a `wheel`, what is due for workers in a small
 //! ordered set. The rules themselves are in `clients` (submit, cancel, leave), `workers` (register, finish, lost),
 //! `assigning` (queue, assign, feed), `watching` (heartbeats, recall), `ending` (answering, expiring, stopping) and
@@ -53,6 +53,7 @@ mod choice;
 mod clients;
 mod effects;
 mod ending;
+mod held;
 mod numbers;
 mod payload;
 mod queue;
@@ -393,13 +394,13 @@ impl Scheduler {
     /// The name of a task's present attempt. [`task_of`](Self::task_of) goes the other way.
     #[inline]
     fn assignment_id(&self, task: u32) -> AssignmentId {
-        AssignmentId(u64::from(self.tasks[task].attempt_tag) << 32 | u64::from(task))
+        AssignmentId::new(self.tasks[task].attempt_tag, task)
     }
 
     /// The task of an assignment that is held by a worker now.
     #[inline]
     fn task_of(&self, id: AssignmentId) -> Option<u32> {
-        let (tag, index) = ((id.0 >> 32) as u32, id.0 as u32);
+        let (tag, index) = (id.tag(), id.task());
         let task = self.tasks.get(index)?;
         (task.attempt_tag == tag && matches!(task.place(), task::Place::Held(_))).then_some(index)
     }

@@ -203,12 +203,6 @@ impl<K> List<K> {
         rows[index].node().next
     }
 
-    /// The row before `index`, or [`NONE`].
-    #[inline]
-    pub(super) fn previous<T: Linked<K>>(rows: &Slab<T>, index: u32) -> u32 {
-        rows[index].node().previous
-    }
-
     #[inline]
     pub(super) fn push_back<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
         *rows[index].node_mut() = Link { previous: self.tail, next: NONE };

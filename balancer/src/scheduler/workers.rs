@@ -4,8 +4,7 @@ use reparto_protocol::{ErrorCode, limits};
 
 use super::choice::Change;
 use super::clients::MOST_WAITERS;
-use super::slab::{List, NONE};
-use super::task::{Place, PlaceLink};
+use super::task::Place;
 use super::worker::Worker;
 use super::{AssignmentId, Effect, Effects, Finish, Payload, Peer, Registration, Role, Scheduler};
 
@@ -330,14 +329,9 @@ impl Scheduler {
         self.choice.leave(&mut self.workers, &mut self.actions, worker);
         let running = self.workers[worker].threads.min(self.workers[worker].in_flight);
         let why = format!("its worker '{}' was lost", self.workers[worker].id);
-        let mut held = Vec::with_capacity(self.workers[worker].in_flight as usize);
-        let mut at = self.workers[worker].held.head();
-        while at != NONE {
-            held.push(at);
-            // It may have described itself anew since, and not offer this any more.
-            touched.push(self.tasks[at].action);
-            at = List::<PlaceLink>::next(&self.tasks, at);
-        }
+        let held: Vec<u32> = self.workers[worker].held.tasks(&self.tasks).collect();
+        // It may have described itself anew since, and not offer some of these any more.
+        touched.extend(held.iter().map(|task| self.tasks[*task].action));
         // From the newest to the oldest, so that at the heads of their queues they stand in their old order.
         for (age, task) in held.into_iter().enumerate().rev() {
             self.take_back(task, worker);
