@@ -57,14 +57,15 @@ impl Scheduler {
         row.attempt_tag = self.attempt_tag;
         row.put(Place::Held(worker));
         row.recalled = false;
-        let (bytes, deadline, action) = (row.payload.len(), row.deadline, row.action);
-        if row.timer_slot != super::wheel::NO_SLOT || deadline != Task::NEVER {
+        let (bytes, is_usual, action) = (row.payload.len(), row.is_usual(), row.action);
+        if !is_usual {
             // The limit on its waiting is met; its deadline stays.
             self.wheel.clear(&mut self.tasks, task);
+            let deadline = self.tasks.deadline(task);
             if deadline != Task::NEVER {
                 self.wheel.set(&mut self.tasks, task, deadline);
             }
-            if self.tasks[task].extra.is_some() {
+            if self.tasks.extra(task).is_some() {
                 self.arm_background(task);
             }
         }

@@ -7,8 +7,7 @@
 use std::collections::VecDeque;
 
 use super::AssignmentId;
-use super::slab::Slab;
-use super::task::{Place, Task};
+use super::task::{Place, Tasks};
 
 /// Ended attempts that may stand between the others, beside as many as those are.
 const MOST_ENDED: usize = 64;
@@ -26,7 +25,7 @@ pub(super) struct Held {
 }
 
 /// Whether a worker still has an attempt. No two attempts have the same number.
-fn has_not_ended(tasks: &Slab<Task>, assignment: AssignmentId) -> bool {
+fn has_not_ended(tasks: &Tasks, assignment: AssignmentId) -> bool {
     tasks
         .get(assignment.task())
         .is_some_and(|task| task.attempt_tag == assignment.tag() && matches!(task.place(), Place::Held(_)))
@@ -46,7 +45,7 @@ impl Held {
 
     /// Takes an attempt out, which is about to end. The rows are those before that.
     #[inline]
-    pub(super) fn remove(&mut self, tasks: &Slab<Task>, assignment: AssignmentId) {
+    pub(super) fn remove(&mut self, tasks: &Tasks, assignment: AssignmentId) {
         self.count -= 1;
         if self.given.front() == Some(&assignment) {
             self.given.pop_front();
@@ -59,7 +58,7 @@ impl Held {
     }
 
     /// Lets go of ended attempts: of those at the ends at once, of the others when they have become many.
-    fn pass_over(&mut self, tasks: &Slab<Task>, ending: AssignmentId) {
+    fn pass_over(&mut self, tasks: &Tasks, ending: AssignmentId) {
         let ended = |other: &AssignmentId| *other == ending || !has_not_ended(tasks, *other);
         while self.given.front().is_some_and(ended) {
             self.given.pop_front();
@@ -76,7 +75,7 @@ impl Held {
     }
 
     /// The tasks, the oldest first.
-    pub(super) fn tasks<'t>(&'t self, rows: &'t Slab<Task>) -> impl DoubleEndedIterator<Item = u32> + 't {
+    pub(super) fn tasks<'t>(&'t self, rows: &'t Tasks) -> impl DoubleEndedIterator<Item = u32> + 't {
         self.given.iter().filter(|given| has_not_ended(rows, **given)).map(|given| given.task())
     }
 }
@@ -87,19 +86,19 @@ mod tests {
 
     /// Rows and what a worker holds of them.
     struct Bench {
-        rows: Slab<Task>,
+        rows: Tasks,
         held: Held,
         tag: u32,
     }
 
     impl Bench {
         fn new() -> Bench {
-            Bench { rows: Slab::new(), held: Held::new(), tag: 0 }
+            Bench { rows: Tasks::new(), held: Held::new(), tag: 0 }
         }
 
         fn give(&mut self) -> AssignmentId {
             self.tag += 1;
-            let (index, row) = self.rows.add(Task::BLANK);
+            let (index, row) = self.rows.add();
             row.attempt_tag = self.tag;
             row.put(Place::Held(0));
             let assignment = AssignmentId::new(self.tag, index);

@@ -98,18 +98,18 @@ impl Scheduler {
         let mut waits = 0;
         for (index, task) in self.tasks.iter() {
             if !task.is_wanted() {
-                assert!(task.waiters().is_empty(), "task {index} has others waiting and no first");
+                assert!(self.tasks.waiters(index).is_empty(), "task {index} has others waiting and no first");
                 continue;
             }
             waits += 1;
-            let mut at = task.waiters().head();
+            let mut at = self.tasks.waiters(index).head();
             let first = waits;
             while at != NONE {
                 waits += 1;
                 assert_eq!(self.waiters[at].task, index);
                 at = List::<WaiterLink>::next(&self.waiters, at);
             }
-            assert_eq!(waits - first, task.waiting() as usize, "task {index}");
+            assert_eq!(waits - first, self.tasks.waiting(index) as usize, "task {index}");
         }
         assert_eq!(waits, self.owed, "someone is owed an answer by no task");
         assert_eq!(self.worker_ids.len(), self.workers.len());

@@ -92,7 +92,7 @@ use payload::Store;
 use queue::{Flows, Queue};
 use slab::{NONE, Slab};
 use table::Table;
-use task::{Task, Waiter};
+use task::{Task, Tasks, Waiter};
 use wheel::{Step, Wheel};
 use worker::Worker;
 
@@ -122,7 +122,7 @@ pub struct Scheduler {
     action_names: HashTable<u32>,
     /// Actions that have tasks waiting.
     backlog: Vec<u32>,
-    tasks: Slab<Task>,
+    tasks: Tasks,
     payloads: Store,
     waiters: Slab<Waiter>,
     /// Tasks that have a key, by action and key.
@@ -231,7 +231,7 @@ impl Scheduler {
             actions: Slab::new(),
             action_names: HashTable::new(),
             backlog: Vec::new(),
-            tasks: Slab::new(),
+            tasks: Tasks::new(),
             payloads: Store::new(config.max_bytes),
             waiters: Slab::new(),
             keys: Table::new(),
@@ -379,14 +379,14 @@ impl Scheduler {
     /// What a worker must know of a task.
     #[inline(always)]
     fn details(&self, task: u32) -> Assignment<'_> {
-        let task = &self.tasks[task];
+        let (row, deadline) = (&self.tasks[task], self.tasks.deadline(task));
         Assignment {
-            action: &self.actions[task.action].name,
-            payload: self.payloads.get(&task.payload),
-            attempt: task.spent.saturating_add(1),
-            deadline: (task.deadline != Task::NEVER).then_some(task.deadline),
-            key: task.key(),
-            task_id: task.background().map(|background| background.id),
+            action: &self.actions[row.action].name,
+            payload: self.payloads.get(task, row.payload),
+            attempt: row.spent.saturating_add(1),
+            deadline: (deadline != Task::NEVER).then_some(deadline),
+            key: self.tasks.key(task),
+            task_id: self.tasks.background(task).map(|background| background.id),
             held: false,
         }
     }

@@ -7,11 +7,9 @@
 
 use super::choice::{Change, Pick};
 use super::clients::Wait;
-use super::payload::{BLOCK_BYTES, Kept};
-use super::slab::Slab;
-use super::task::{Place, Task};
+use super::payload::BLOCK_BYTES;
+use super::task::{Place, Tasks};
 use super::watching::STALL;
-use super::wheel::NO_SLOT;
 use super::{AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submission, Time, limits};
 
 /// How far a part of a run went.
@@ -44,7 +42,7 @@ struct Done<'a> {
 /// The next of a worker's results, if its task is a usual one.
 #[inline]
 fn next_usual<'a>(
-    tasks: &Slab<Task>,
+    tasks: &Tasks,
     worker: u32,
     results: &mut impl Iterator<Item = Given<'a>>,
 ) -> Result<Done<'a>, Went<Given<'a>>> {
@@ -53,8 +51,7 @@ fn next_usual<'a>(
         task.attempt_tag == assignment.tag()
             && task.place() == Place::Held(worker)
             && task.is_wanted()
-            && task.extra.is_none()
-            && task.timer_slot == NO_SLOT
+            && task.is_usual()
     });
     let task = usual.ok_or(Went::To((assignment, payload)))?;
     Ok(Done { assignment, payload, client: task.client, id: task.client_id, action: task.action })
@@ -184,9 +181,8 @@ impl Scheduler {
                 return None;
             }
             self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
-            let kept = self.payloads.keep(payload);
-            let (task, row) = self.tasks.add(Task::BLANK);
-            row.payload = kept;
+            let (task, row) = self.tasks.add();
+            row.payload = self.payloads.keep(task, payload);
             (row.client, row.client_id) = (client, id);
             (row.action, row.since) = (action, self.now);
             row.priority = limits::DEFAULT_PRIORITY;
@@ -259,7 +255,7 @@ impl Scheduler {
                 let (tasks, waiters) = (&self.tasks, &self.waiters);
                 let id_of = |entry| super::clients::client_id_of(tasks, waiters, entry);
                 client_row.numbers.remove(&self.hasher, id, Wait::First(task).entry(), id_of);
-                let kept = std::mem::replace(&mut self.tasks[task].payload, Kept::NOTHING);
+                let kept = self.tasks[task].payload;
                 self.tasks.vacate(task);
                 bytes += kept.len();
                 self.payloads.release(kept);

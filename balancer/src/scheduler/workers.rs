@@ -198,7 +198,7 @@ impl Scheduler {
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
-        if finish != Finish::Done && self.tasks[task].deadline <= self.now {
+        if finish != Finish::Done && self.tasks.deadline(task) <= self.now {
             // Its worker may have looked at the clock before the timer here came.
             self.workers[worker].failed += 1;
             return self.end_late(task, effects);
@@ -283,7 +283,7 @@ impl Scheduler {
             return;
         }
         let tell = |peer, id| Effect::Progress { peer, id, done, total, payload };
-        if self.spend_progress(self.tasks[task].waiting()) {
+        if self.spend_progress(self.tasks.waiting(task)) {
             self.each_waiter(task, |peer, id| effects.push(tell(peer, id)));
         } else if let Some((peer, id)) = self.first_waiter(task) {
             effects.push(tell(peer, id));
