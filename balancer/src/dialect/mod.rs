@@ -199,29 +199,29 @@ impl Session {
         }
     }
 
-    /// Writes down assignments of first attempts at tasks of one action with the usual options, as many as `next`
-    /// gives; as [`assign`](Self::assign) does each.
+    /// Writes down assignments of first attempts at tasks of one action with the usual options, all that
+    /// `assignments` gives; as [`assign`](Self::assign) does each.
     #[inline]
     pub fn assign_some<'p>(
         &mut self,
         action: &str,
-        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
         out: &mut Output,
     ) {
         match self {
-            Session::Native(_) => native::assign_some(action, next, out),
+            Session::Native(_) => native::assign_some(action, assignments, out),
         }
     }
 
-    /// Writes down results for this connection, as many as `next` gives; as [`result`](Self::result) does each.
+    /// Writes down results for this connection, all that `results` gives; as [`result`](Self::result) does each.
     #[inline]
     pub fn result_some<'p>(
         &mut self,
-        next: &mut impl FnMut() -> Option<(u64, Payload<'p>)>,
+        results: &mut impl Iterator<Item = (u64, Payload<'p>)>,
         out: &mut Output,
     ) {
         match self {
-            Session::Native(_) => native::result_some(next, out),
+            Session::Native(_) => native::result_some(results, out),
         }
     }
 
