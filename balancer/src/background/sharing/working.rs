@@ -184,7 +184,7 @@ impl Keeper {
 
     /// Has the store claim tasks whose messages have come, as many as there is room for.
     pub(in crate::background) fn claim_what_waits(&mut self) {
-        if self.stopping || self.held_back_bytes > 0 {
+        if self.stopping || self.is_behind() {
             return;
         }
         while let Some((id, tag)) = self.sharing.as_mut().and_then(|sharing| sharing.next_to_claim()) {
