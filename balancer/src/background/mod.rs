@@ -25,6 +25,8 @@ mod outgoing;
 mod places;
 mod settings;
 mod sharing;
+#[cfg(test)]
+mod tests;
 mod waits;
 mod walk;
 
@@ -209,7 +211,12 @@ impl Keeper {
         let threads =
             StorageSettings { blob_threshold: settings.blob_threshold, ..StorageSettings::default() };
         let storage = Storage::start(store, Some(blobs), threads, move || wake())?;
-        Ok(Keeper {
+        Ok(Keeper::over(settings, storage, sharing))
+    }
+
+    /// Puts itself between scheduler and storage.
+    fn over(settings: StoreSettings, storage: Storage, sharing: Option<Box<Sharing>>) -> Keeper {
+        Keeper {
             walk: Walk::new(settings.claim_time),
             settings,
             storage: Some(storage),
@@ -229,7 +236,7 @@ impl Keeper {
             upkeep_at: Time(0),
             stopping: false,
             sharing,
-        })
+        }
     }
 
     fn token(&mut self, pending: Pending) -> u64 {
@@ -480,7 +487,7 @@ impl Keeper {
         // What has ended makes room.
         self.claim_what_waits();
         self.ask_looks();
-        self.hand_over(out);
+        self.hand_over(scheduler, now, out);
         if let Some(sharing) = &mut self.sharing {
             sharing.bus.flush();
         }
@@ -628,17 +635,21 @@ impl Keeper {
         }
     }
 
-    /// Whether everything that was handed to the store is answered, or will never be.
+    /// Whether everything that was handed to store and bus is answered, or will never be.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.failure().is_some()
-            || self.outgoing.is_empty()
-                && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
-                && !self.pending.values().any(|pending| {
-                    matches!(
-                        pending,
-                        Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. }
-                    )
-                })
+        if self.failure().is_some() {
+            return true;
+        }
+        // What a bus in trouble has not confirmed stands in the store, and is published by whoever is there.
+        let confirming = self.sharing.as_ref().filter(|sharing| sharing.confirms());
+        self.outgoing.is_empty()
+            && confirming.is_none_or(|sharing| sharing.is_quiet())
+            && !self.pending.values().any(|pending| match pending {
+                Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. } => true,
+                // The bus may have confirmed it, and its client not be told yet.
+                Pending::Publish { .. } => confirming.is_some(),
+                _ => false,
+            })
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use reparto_protocol::ErrorCode;
 
 use super::{Keeper, Outlet, Pending, Tie, fail};
+use crate::scheduler::{Scheduler, Time};
 use crate::storage::{Operation, Request, Storage, StoreError, SubmitError, TaskId};
 
 /// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
@@ -124,12 +125,12 @@ fn is_new_task(request: &Request) -> bool {
 
 impl Keeper {
     /// Gives the store what it is to make durable, in order. What it does not take now waits here.
-    pub(super) fn hand_over<E: Outlet>(&mut self, out: &mut E) {
+    pub(super) fn hand_over<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, out: &mut E) {
         let Some(storage) = &self.storage else { return };
         let outcome = self.outgoing.hand_to(storage);
         if storage.failure().is_some() {
             let refused = outcome.map_or_else(|error| error.to_string(), |()| self.trouble());
-            return self.give_up_requests(&refused, out);
+            return self.give_up_requests(scheduler, now, &refused, out);
         }
         if self.outgoing.is_empty() {
             return;
@@ -170,7 +171,13 @@ impl Keeper {
     }
 
     /// The store takes nothing any more, for good. Clients are told; what was to be recorded is open there.
-    fn give_up_requests<E: Outlet>(&mut self, refused: &str, out: &mut E) {
+    fn give_up_requests<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        refused: &str,
+        out: &mut E,
+    ) {
         let mut unrecorded = 0;
         for request in self.outgoing.take_all() {
             match self.pending.remove(&request.token) {
@@ -187,7 +194,24 @@ impl Keeper {
                     unrecorded += 1;
                     self.tell_unrecorded(task, refused, out);
                 }
-                _ => {}
+                Some(Pending::Claim { id, from }) => {
+                    self.claim_failed(scheduler, now, (id, from), out);
+                }
+                // Nobody waits for these.
+                Some(
+                    Pending::TakeDue
+                    | Pending::Upkeep
+                    | Pending::Look(..)
+                    | Pending::History { .. }
+                    | Pending::List { .. }
+                    | Pending::Page
+                    | Pending::Payload(..)
+                    | Pending::Publish { .. }
+                    | Pending::Republish
+                    | Pending::Release(_)
+                    | Pending::Sweep,
+                )
+                | None => {}
             }
         }
         if unrecorded > 0 {
