@@ -199,6 +199,32 @@ impl Session {
         }
     }
 
+    /// Writes down assignments of first attempts at tasks of one action with the usual options, as many as `next`
+    /// gives; as [`assign`](Self::assign) does each.
+    #[inline]
+    pub fn assign_some<'p>(
+        &mut self,
+        action: &str,
+        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        out: &mut Output,
+    ) {
+        match self {
+            Session::Native(_) => native::assign_some(action, next, out),
+        }
+    }
+
+    /// Writes down results for this connection, as many as `next` gives; as [`result`](Self::result) does each.
+    #[inline]
+    pub fn result_some<'p>(
+        &mut self,
+        next: &mut impl FnMut() -> Option<(u64, Payload<'p>)>,
+        out: &mut Output,
+    ) {
+        match self {
+            Session::Native(_) => native::result_some(next, out),
+        }
+    }
+
     /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
     pub fn answer(&self, context: &Context, answer: &Answer, out: &mut Output) {
         match self {
