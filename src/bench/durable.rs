@@ -26,8 +26,8 @@ use crate::parse;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  reparto bench durable --quick                     a look at everything, in about a minute and a half
-  reparto bench durable --write                     figures for docs/BENCHMARKS.md, in about four minutes
+  reparto bench durable --quick                     a look at everything, in about two minutes
+  reparto bench durable --write                     figures for docs/BENCHMARKS.md, in about five minutes
   reparto bench durable --part restart              one part alone
   reparto bench durable --quick --json | jq .bars
 
@@ -61,7 +61,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     life_tasks: Option<u64>,
 
-    /// Tasks through RabbitMQ and PostgreSQL, in each round [default: 50000, with --quick 10000].
+    /// Tasks through RabbitMQ and PostgreSQL, in each round [default: 100000, with --quick 20000].
     #[arg(long, value_name = "N")]
     bus_tasks: Option<u64>,
 

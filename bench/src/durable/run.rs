@@ -72,20 +72,20 @@ impl Options {
             duration: Duration::from_secs(1),
             warm_up: Duration::from_millis(300),
             life_tasks: 500_000,
-            bus_tasks: 50_000,
+            bus_tasks: 100_000,
             restart_tasks: 1_000_000,
             folder: std::env::temp_dir(),
         }
     }
 
-    /// Everything, so short that it takes about a minute: good for a look, not for a figure.
+    /// Everything, so short that it takes about two minutes: good for a look, not for a figure.
     pub fn quick(program: impl Into<PathBuf>) -> Options {
         Options {
             rounds: 2,
             duration: Duration::from_millis(250),
             warm_up: Duration::from_millis(50),
             life_tasks: 50_000,
-            bus_tasks: 10_000,
+            bus_tasks: 20_000,
             restart_tasks: 100_000,
             ..Options::new(program)
         }

@@ -7,7 +7,7 @@ use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Submission};
 
 /// Tasks in one run, at most. A client that is closed for not reading while its run is taken in hands in no more than
 /// these; what follows is seen to be a closed connection's.
-const MOST_TASKS: u32 = 256;
+const MOST_TASKS: u32 = 1024;
 
 /// Tasks of one action with the usual options, as they follow each other in a chunk: the client's number for each, and
 /// its payload.
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_run_of_tasks_ends_at_its_bound_and_the_next_one_goes_on_there() {
         let mut chunk = BytesMut::new();
-        for id in 1..=600 {
+        for id in 1..=2500 {
             let task = Task { id, action: "a", options: TaskOptions::default(), payload: b"x" };
             Message::Task(task).encode(&mut chunk);
         }
@@ -113,7 +113,7 @@ mod tests {
             counts.push(ids.len() - before);
             from = tasks.at();
         }
-        assert_eq!((counts, from), (vec![256, 256, 88], chunk.len()));
-        assert_eq!(ids, (1..=600).collect::<Vec<u64>>());
+        assert_eq!((counts, from), (vec![1024, 1024, 452], chunk.len()));
+        assert_eq!(ids, (1..=2500).collect::<Vec<u64>>());
     }
 }
