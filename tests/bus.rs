@@ -232,7 +232,7 @@ fn all_that_a_killed_balancer_had_ends_at_the_other() {
 
 #[test]
 fn rabbitmq_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
     let (at_first, at_second) = (client(&[&first]), client(&[&second]));
     let _workers = [first.worker("ana"), second.worker("luis")];
@@ -249,7 +249,7 @@ fn rabbitmq_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() 
 
 #[test]
 fn postgresql_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
     let (at_first, at_second) = (client(&[&first]), client(&[&second]));
     let _workers = [first.worker("ana"), second.worker("luis")];

@@ -63,11 +63,11 @@ impl Keeper {
             EngineStatus { role, kind, place, state, since_ms, message, waiting, waiting_bytes, standbys }
         };
         // What the storage took no more of waits for the store as well.
-        let held_back = self.held_back.len();
+        let (held_back, held_back_bytes) = self.outgoing.held_back();
         let (blobs_waiting, blobs_waiting_bytes) = status.blobs_waiting;
         let waiting = (
             status.waiting.saturating_sub(blobs_waiting) + held_back,
-            status.waiting_bytes.saturating_sub(blobs_waiting_bytes) + self.held_back_bytes,
+            status.waiting_bytes.saturating_sub(blobs_waiting_bytes) + held_back_bytes,
         );
         let (store, blobs) = (&self.settings.store, &self.settings.blobs);
         let mut engines = vec![

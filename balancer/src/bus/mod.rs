@@ -95,6 +95,14 @@ pub struct Tag {
     number: u64,
 }
 
+#[cfg(test)]
+impl Tag {
+    /// One of the first connection.
+    pub(crate) fn numbered(number: u64) -> Tag {
+        Tag { connection: 1, number }
+    }
+}
+
 /// A message that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -287,6 +295,13 @@ impl Bus {
     /// Gives a delivery back to its queue, for any consumer.
     pub fn give_back(&mut self, tag: Tag) {
         self.consuming.push(Consuming::Return(tag));
+    }
+
+    /// What was given back since the last [`flush`](Self::flush).
+    #[cfg(test)]
+    pub(crate) fn given_back(&self) -> Vec<Tag> {
+        let tag = |said: &Consuming| if let Consuming::Return(tag) = said { Some(*tag) } else { None };
+        self.consuming.iter().filter_map(tag).collect()
     }
 
     /// Tells the threads all that was said since the last time.

@@ -8,6 +8,8 @@
 //! action is consumed only while there are workers for it, no more is claimed than they can take up soon, and what was
 //! delivered and finds no room goes back to its queue.
 
+#[cfg(test)]
+mod claim_tests;
 mod course;
 mod opening;
 mod working;

@@ -184,7 +184,7 @@ impl Keeper {
 
     /// Has the store claim tasks whose messages have come, as many as there is room for.
     pub(in crate::background) fn claim_what_waits(&mut self) {
-        if self.stopping || self.held_back_bytes > 0 {
+        if self.stopping || self.is_behind() || self.failure().is_some() {
             return;
         }
         while let Some((id, tag)) = self.sharing.as_mut().and_then(|sharing| sharing.next_to_claim()) {
@@ -345,9 +345,13 @@ pub(in crate::background) enum Claimant {
 }
 
 impl Sharing {
-    /// Whether all that was published is confirmed, or cannot be now.
+    /// Whether what is published can be confirmed now.
+    pub(in crate::background) fn confirms(&self) -> bool {
+        self.bus.status().trouble.is_none()
+    }
+
+    /// Whether all that was published is confirmed.
     pub(in crate::background) fn is_quiet(&self) -> bool {
-        let status = self.bus.status();
-        status.unconfirmed == 0 || status.trouble.is_some()
+        self.bus.status().unconfirmed == 0
     }
 }
