@@ -322,11 +322,7 @@ impl Scheduler {
         }
         let (mut count, mut bytes) = (0, 0);
         let mut next = next_usual(&self.tasks, worker, results);
-        loop {
-            let (client, action) = match &next {
-                Ok(done) => (done.client, done.action),
-                Err(_) => break,
-            };
+        while let Ok(Done { client, action, .. }) = next {
             let (client_row, action_row) = (&mut self.clients[client], &mut self.actions[action]);
             if client_row.gone || action_row.offers.workers == 0 {
                 break;
