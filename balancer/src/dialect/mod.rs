@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use reparto_protocol::{ErrorCode, FrameError};
 use crate::background::Ask;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
+pub mod lines;
 pub mod native;
 mod output;
 mod owned;
@@ -31,11 +33,15 @@ pub enum Listener {
     Clients,
     /// The one for workers, who speak the native dialect.
     Workers,
+    /// One for clients and workers who speak lines.
+    Lines,
+    /// None: the balancer has connected to an upstream.
+    Upstreams,
 }
 
 impl Listener {
     /// How many kinds there are.
-    pub const KINDS: usize = 2;
+    pub const KINDS: usize = 4;
 
     /// Which of the kinds it is, from 0.
     pub fn kind(self) -> usize {
@@ -47,6 +53,8 @@ impl Listener {
         match self {
             Listener::Clients => "clients",
             Listener::Workers => "workers",
+            Listener::Lines => "lines",
+            Listener::Upstreams => "upstreams",
         }
     }
 }
@@ -89,6 +97,8 @@ pub struct Context {
     pub policy: Policy,
     /// Background tasks can be taken.
     pub has_store: bool,
+    /// The action of lines that name none.
+    pub lines_action: Arc<str>,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -170,6 +180,8 @@ pub enum Step<'a> {
 pub enum Session {
     /// Reparto's own protocol.
     Native(native::Session),
+    /// Lines of text.
+    Lines(Box<lines::Session>),
 }
 
 impl Session {
@@ -177,6 +189,20 @@ impl Session {
     pub fn new(listener: Listener) -> Session {
         match listener {
             Listener::Clients | Listener::Workers => Session::Native(native::Session::new(listener)),
+            Listener::Lines | Listener::Upstreams => Session::Lines(Box::default()),
+        }
+    }
+
+    /// A session for a connection of the balancer's own to an upstream.
+    pub fn upstream(upstream: Arc<lines::Upstream>, context: &Context) -> Session {
+        Session::Lines(Box::new(lines::Session::upstream(upstream, context)))
+    }
+
+    /// What the scheduler must hear once the balancer's own connection is there.
+    pub fn opening(&self) -> Option<OwnedEvent> {
+        match self {
+            Session::Native(_) => None,
+            Session::Lines(session) => session.opening(),
         }
     }
 
@@ -185,6 +211,7 @@ impl Session {
     pub fn kind(&self) -> PeerKind {
         match self {
             Session::Native(session) => session.kind(),
+            Session::Lines(session) => session.kind(),
         }
     }
 
@@ -193,6 +220,8 @@ impl Session {
     pub fn joined(&self) -> bool {
         match self {
             Session::Native(session) => session.joined(),
+            // Nothing must be said.
+            Session::Lines(_) => true,
         }
     }
 
@@ -201,6 +230,7 @@ impl Session {
     pub fn half_close(&mut self) -> Option<&'static [u8]> {
         match self {
             Session::Native(_) => None,
+            Session::Lines(session) => session.half_close(),
         }
     }
 
@@ -208,6 +238,7 @@ impl Session {
     pub fn is_settled(&self) -> bool {
         match self {
             Session::Native(_) => true,
+            Session::Lines(session) => session.is_settled(),
         }
     }
 
@@ -215,6 +246,7 @@ impl Session {
     pub fn is_full(&self) -> bool {
         match self {
             Session::Native(_) => false,
+            Session::Lines(session) => session.is_full(),
         }
     }
 
@@ -226,9 +258,9 @@ impl Session {
     /// Bytes that cannot begin a frame that may come now. So a bad header does not wait for the frame's end.
     #[inline]
     pub fn frame_bytes(&self, context: &Context, kept: &[u8], rest: &[u8]) -> Result<usize, Refusal> {
-        let _ = rest;
         match self {
             Session::Native(session) => session.frame_bytes(context, kept),
+            Session::Lines(session) => Ok(session.frame_bytes(context, kept, rest)),
         }
     }
 
@@ -248,6 +280,7 @@ impl Session {
     ) -> Result<Step<'a>, Refusal> {
         match self {
             Session::Native(session) => session.decode(context, peer, chunk, from),
+            Session::Lines(session) => session.decode(context, peer, chunk, from),
         }
     }
 
@@ -257,6 +290,7 @@ impl Session {
     pub fn encode(&mut self, effect: Effect<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::encode(effect, out),
+            Session::Lines(session) => session.encode(effect, out),
         }
     }
 
@@ -265,6 +299,7 @@ impl Session {
     pub fn assign(&mut self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
+            Session::Lines(session) => session.assign(id, details, out),
         }
     }
 
@@ -273,6 +308,7 @@ impl Session {
     pub fn result(&mut self, id: u64, payload: Payload<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::result(id, payload, out),
+            Session::Lines(session) => session.result(id, payload, out),
         }
     }
 
@@ -280,6 +316,7 @@ impl Session {
     pub fn answer(&mut self, context: &Context, answer: &Answer, out: &mut Output) {
         match self {
             Session::Native(_) => native::answer(context, answer, out),
+            Session::Lines(session) => session.answer(answer, out),
         }
     }
 
@@ -287,6 +324,7 @@ impl Session {
     pub fn report(&mut self, id: u64, report: &Bytes, out: &mut Output) {
         match self {
             Session::Native(_) => native::report(id, report, out),
+            Session::Lines(session) => session.report(id, report, out),
         }
     }
 
@@ -294,6 +332,7 @@ impl Session {
     pub fn refuse(&mut self, refusal: &Refusal, out: &mut Output) {
         match self {
             Session::Native(_) => native::refuse(refusal, out),
+            Session::Lines(session) => session.refuse(refusal, out),
         }
     }
 }

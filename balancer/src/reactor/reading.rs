@@ -127,7 +127,7 @@ impl<D: Decider> Reactor<D> {
                         // less would have its rest thrown away here.
                         Stop::Incomplete(at) => debug_assert_eq!(at, frame.len(), "a frame is taken whole"),
                         Stop::Later(at) => {
-                            debug_assert_eq!(at, frame.len(), "a frame is taken whole");
+                            self.park(peer, &frame[at..]);
                             return self.park(peer, &chunk[from..]);
                         }
                     }

@@ -18,6 +18,7 @@ use super::listener::Acceptor;
 use super::net::Net;
 use super::totals::Totals;
 use super::turn::{Reactor, WAKER};
+use super::upstreams::Upstreams;
 use super::{Balancer, BalancerError, Handle, Settings};
 use crate::background::{Keeper, OpenedStore};
 use crate::scheduler::Scheduler;
@@ -55,21 +56,19 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
         }
         None => None,
     };
+    let upstreams = Upstreams::new(&settings.upstreams, Some(Arc::clone(&waker)));
     let reactors = if settings.reactors == 1 {
         let mut net = Net::new(poll, (clients, workers), settings, None);
         net.acceptors = acceptors;
+        net.upstreams = upstreams;
         let alone = Alone { scheduler, handle: handle.clone(), keeper };
         Reactors::One(Box::new(Reactor::new(net, alone, Instant::now())))
     } else {
-        several(
-            (poll, waker),
-            (acceptors, (clients, workers)),
-            (scheduler, keeper),
-            handle.clone(),
-            &settings,
-        )?
+        let ways = Ways { acceptors, upstreams, addresses: (clients, workers) };
+        several((poll, waker), ways, (scheduler, keeper), handle.clone(), &settings)?
     };
-    Ok(Balancer { clients, workers, handle, reactors })
+    let lines = addresses[2..].into();
+    Ok(Balancer { clients, workers, lines, handle, reactors })
 }
 
 fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
@@ -78,10 +77,18 @@ fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
     Ok((poll, Arc::new(waker)))
 }
 
+/// How connections come to be, all of them at the first reactor.
+struct Ways {
+    acceptors: Vec<Acceptor>,
+    upstreams: Upstreams,
+    /// Where clients and workers connect.
+    addresses: (SocketAddr, SocketAddr),
+}
+
 /// The first reactor with the scheduler, the others, and the mailboxes between them.
 fn several(
     first: (Poll, Arc<Waker>),
-    (acceptors, addresses): (Vec<Acceptor>, (SocketAddr, SocketAddr)),
+    ways: Ways,
     scheduler: (Scheduler, Option<Box<Keeper>>),
     handle: Handle,
     settings: &Settings,
@@ -94,12 +101,13 @@ fn several(
         polls.iter().map(|(_, waker)| Arc::new(Bell::new(Some(Arc::clone(waker))))).collect();
     let totals = Arc::new(Totals::new(&bells));
     let mut nets = (0..).zip(polls).map(|(number, (poll, _))| {
-        Net::new(poll, addresses, settings.clone(), Some((number, Arc::clone(&totals))))
+        Net::new(poll, ways.addresses, settings.clone(), Some((number, Arc::clone(&totals))))
     });
     let numbering = |number| Numbering::new(number, settings.reactors);
     // They are at least two.
     let Some(mut net) = nets.next() else { return Err(BalancerError::Poll(io::ErrorKind::NotFound.into())) };
-    net.acceptors = acceptors;
+    net.acceptors = ways.acceptors;
+    net.upstreams = ways.upstreams;
     let origin = Instant::now();
     let mut hub = Hub::new(scheduler, handle, numbering(0), &totals, &bells[0]);
     let mut fronts = Vec::with_capacity(settings.reactors - 1);

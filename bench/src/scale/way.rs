@@ -101,6 +101,7 @@ impl WayRig {
             silence: config.silence,
             policy: Policy::default(),
             has_store: false,
+            lines_action: "default".into(),
         };
         let mut rig = WayRig {
             context,

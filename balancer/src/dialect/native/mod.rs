@@ -12,6 +12,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub(super) use decode::ask_store;
 pub use encode::{answer, assign, encode, refuse, report, result};
 pub use runs::{Results, Tasks};
 pub use status::report as status_report;

@@ -26,6 +26,7 @@ fn context() -> Context {
         silence: Duration::from_secs(15),
         policy: Policy::default(),
         has_store: false,
+        lines_action: "default".into(),
     }
 }
 
