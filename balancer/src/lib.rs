@@ -29,4 +29,5 @@ pub mod scheduler;
 pub mod storage;
 
 pub use background::{BlobPlace, OpenedStore, SharingSettings, StorePlace, StoreSettings};
+pub use dialect::lines::Upstream;
 pub use reactor::{Balancer, BalancerError, Handle, Settings};

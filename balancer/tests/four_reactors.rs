@@ -5,6 +5,8 @@
 
 #[path = "bounds.rs"]
 mod bounds;
+#[path = "lines.rs"]
+mod lines;
 #[path = "malformed.rs"]
 mod malformed;
 #[path = "tasks.rs"]

@@ -7,6 +7,8 @@
 mod background;
 #[path = "bounds.rs"]
 mod bounds;
+#[path = "lines.rs"]
+mod lines;
 #[path = "malformed.rs"]
 mod malformed;
 #[path = "tasks.rs"]

@@ -201,6 +201,7 @@ impl Bench {
             window: 8,
             weight: 1,
             service_ns: None,
+            heartbeats: true,
             actions: vec!["a"],
             held: vec![],
         };

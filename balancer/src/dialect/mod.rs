@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,19 +17,67 @@ use reparto_protocol::{ErrorCode, FrameError};
 use crate::background::Ask;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
+pub mod lines;
 pub mod native;
 mod output;
+mod owned;
 
 pub use native::status_report;
 pub use output::{Output, SHARED_PAYLOAD_BYTES};
+pub use owned::{OwnedEvent, OwnedRegistration, OwnedTask};
 
-/// Which listener a connection came to.
+/// Which listener a connection came to, and so which dialect it speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listener {
-    /// The one for clients.
+    /// The one for clients, who speak the native dialect.
     Clients,
-    /// The one for workers.
+    /// The one for workers, who speak the native dialect.
     Workers,
+    /// One for clients and workers who speak lines.
+    Lines,
+    /// None: the balancer has connected to an upstream.
+    Upstreams,
+}
+
+impl Listener {
+    /// How many kinds there are.
+    pub const KINDS: usize = 4;
+
+    /// Which of the kinds it is, from 0.
+    pub fn kind(self) -> usize {
+        self as usize
+    }
+
+    /// Its name, which is that of the flag with its address.
+    pub fn name(self) -> &'static str {
+        match self {
+            Listener::Clients => "clients",
+            Listener::Workers => "workers",
+            Listener::Lines => "lines",
+            Listener::Upstreams => "upstreams",
+        }
+    }
+}
+
+/// What a connection's peer is to the scheduler, as far as it has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerKind {
+    /// It has not said.
+    Unknown,
+    /// It submits tasks.
+    Client,
+    /// It runs tasks.
+    Worker,
+    /// It does both.
+    Both,
+}
+
+impl PeerKind {
+    /// Whether it runs tasks.
+    #[inline]
+    pub fn is_worker(self) -> bool {
+        matches!(self, PeerKind::Worker | PeerKind::Both)
+    }
 }
 
 /// What sessions need to know of the balancer they belong to. The same for all of them.
@@ -48,6 +97,8 @@ pub struct Context {
     pub policy: Policy,
     /// Background tasks can be taken.
     pub has_store: bool,
+    /// The action of lines that name none.
+    pub lines_action: Arc<str>,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -95,7 +146,7 @@ pub enum Answer {
         /// Why, for programs.
         code: ErrorCode,
         /// Why, for people.
-        message: &'static str,
+        message: Cow<'static, str>,
     },
 }
 
@@ -108,6 +159,8 @@ pub enum Step<'a> {
     Nothing,
     /// A frame that the scheduler must hear of.
     Event(Event<'a>),
+    /// The same, where the event's parts do not lie in the bytes as the scheduler wants them.
+    Owned(Box<OwnedEvent>),
     /// Tasks of one action that follow each other, of which each is an [`Event::Submit`].
     Tasks(native::Tasks<'a>),
     /// Results that follow each other, of which each is an [`Event::Finished`].
@@ -116,6 +169,10 @@ pub enum Step<'a> {
     Ask(Ask),
     /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
     Answer(Answer, Option<Event<'a>>),
+    /// The session takes no more until something is answered, as [`Session::is_full`] will say. What comes waits.
+    Full,
+    /// The peer wants nothing more. The connection ends once all is answered; what else came is thrown away.
+    End,
 }
 
 /// A connection's state in the dialect that it speaks.
@@ -123,41 +180,93 @@ pub enum Step<'a> {
 pub enum Session {
     /// Reparto's own protocol.
     Native(native::Session),
+    /// Lines of text.
+    Lines(Box<lines::Session>),
 }
 
 impl Session {
-    /// A session of the native dialect, for a connection that has just come to a listener.
-    pub fn native(listener: Listener) -> Session {
-        Session::Native(native::Session::new(listener))
+    /// A session for a connection that has just come to a listener.
+    pub fn new(listener: Listener) -> Session {
+        match listener {
+            Listener::Clients | Listener::Workers => Session::Native(native::Session::new(listener)),
+            Listener::Lines | Listener::Upstreams => Session::Lines(Box::default()),
+        }
     }
 
-    /// Which listener the connection came to.
-    pub fn listener(&self) -> Listener {
+    /// A session for a connection of the balancer's own to an upstream.
+    pub fn upstream(upstream: Arc<lines::Upstream>, context: &Context) -> Session {
+        Session::Lines(Box::new(lines::Session::upstream(upstream, context)))
+    }
+
+    /// What the scheduler must hear once the balancer's own connection is there.
+    pub fn opening(&self) -> Option<OwnedEvent> {
         match self {
-            Session::Native(session) => session.listener(),
+            Session::Native(_) => None,
+            Session::Lines(session) => session.opening(),
+        }
+    }
+
+    /// What the peer is to the scheduler.
+    #[inline]
+    pub fn kind(&self) -> PeerKind {
+        match self {
+            Session::Native(session) => session.kind(),
+            Session::Lines(session) => session.kind(),
         }
     }
 
     /// Whether the peer has said all that it must say before it takes part: the scheduler knows it.
+    #[inline]
     pub fn joined(&self) -> bool {
         match self {
             Session::Native(session) => session.joined(),
+            // Nothing must be said.
+            Session::Lines(_) => true,
         }
     }
 
-    /// The length of the frame that begins `buffer`, in bytes, as far as these bytes tell. Never less than one.
+    /// The peer has closed its sending side, or said [`Step::End`]. If it is to get the answers that it waits for all the
+    /// same, this gives what ends the frame that it had begun; `None` if the connection is over.
+    pub fn half_close(&mut self) -> Option<&'static [u8]> {
+        match self {
+            Session::Native(_) => None,
+            Session::Lines(session) => session.half_close(),
+        }
+    }
+
+    /// Whether nothing that the peer asked for waits to be answered. Only asked of one that closed its sending side.
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Session::Native(_) => true,
+            Session::Lines(session) => session.is_settled(),
+        }
+    }
+
+    /// Whether it takes nothing until something is answered, after [`Step::Full`].
+    pub fn is_full(&self) -> bool {
+        match self {
+            Session::Native(_) => false,
+            Session::Lines(session) => session.is_full(),
+        }
+    }
+
+    /// The length of the frame that begins with `kept` and goes on with `rest`, in bytes, as far as these bytes tell.
+    /// Never less than one, and more than there are if the frame is not whole. Where it is within `kept` and `rest`, no
+    /// byte of another frame is within it.
     ///
     /// # Errors
     /// Bytes that cannot begin a frame that may come now. So a bad header does not wait for the frame's end.
-    pub fn frame_bytes(&self, context: &Context, buffer: &[u8]) -> Result<usize, Refusal> {
+    #[inline]
+    pub fn frame_bytes(&self, context: &Context, kept: &[u8], rest: &[u8]) -> Result<usize, Refusal> {
         match self {
-            Session::Native(session) => session.frame_bytes(context, buffer),
+            Session::Native(session) => session.frame_bytes(context, kept),
+            Session::Lines(session) => Ok(session.frame_bytes(context, kept, rest)),
         }
     }
 
     /// Takes the frame that begins at `from` in `chunk`, and moves `from` behind it: what does it ask for? For
     /// [`Step::Incomplete`] it stays, as it does for [`Step::Tasks`] and [`Step::Results`]: behind what was taken of
-    /// those, they say where the next frame begins.
+    /// those, they say where the next frame begins. It may stay for other steps, too, if the frame asks for several.
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
@@ -171,31 +280,35 @@ impl Session {
     ) -> Result<Step<'a>, Refusal> {
         match self {
             Session::Native(session) => session.decode(context, peer, chunk, from),
+            Session::Lines(session) => session.decode(context, peer, chunk, from),
         }
     }
 
     /// Writes down an effect that concerns this connection; [`assign`](Self::assign) does it for
     /// [`Effect::Assign`].
     #[inline]
-    pub fn encode(&self, effect: Effect<'_>, out: &mut Output) {
+    pub fn encode(&mut self, effect: Effect<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::encode(effect, out),
+            Session::Lines(session) => session.encode(effect, out),
         }
     }
 
     /// Writes down an assignment to this connection.
     #[inline]
-    pub fn assign(&self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
+    pub fn assign(&mut self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
+            Session::Lines(session) => session.assign(id, details, out),
         }
     }
 
     /// Writes down a result for this connection, as [`encode`](Self::encode) does for [`Effect::Result`].
     #[inline]
-    pub fn result(&self, id: u64, payload: Payload<'_>, out: &mut Output) {
+    pub fn result(&mut self, id: u64, payload: Payload<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::result(id, payload, out),
+            Session::Lines(session) => session.result(id, payload, out),
         }
     }
 
@@ -210,6 +323,8 @@ impl Session {
     ) {
         match self {
             Session::Native(_) => native::assign_some(action, assignments, out),
+            Session::Lines(session) => assignments
+                .for_each(|(id, payload)| session.assign(id, &Assignment::first(action, payload), out)),
         }
     }
 
@@ -222,27 +337,31 @@ impl Session {
     ) {
         match self {
             Session::Native(_) => native::result_some(results, out),
+            Session::Lines(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
         }
     }
 
     /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
-    pub fn answer(&self, context: &Context, answer: &Answer, out: &mut Output) {
+    pub fn answer(&mut self, context: &Context, answer: &Answer, out: &mut Output) {
         match self {
             Session::Native(_) => native::answer(context, answer, out),
+            Session::Lines(session) => session.answer(answer, out),
         }
     }
 
     /// Writes down a page of the status report, as [`status_report`] gives it, for the question of this number.
-    pub fn report(&self, id: u64, report: &Bytes, out: &mut Output) {
+    pub fn report(&mut self, id: u64, report: &Bytes, out: &mut Output) {
         match self {
             Session::Native(_) => native::report(id, report, out),
+            Session::Lines(session) => session.report(id, report, out),
         }
     }
 
     /// Writes down why the connection ends.
-    pub fn refuse(&self, refusal: &Refusal, out: &mut Output) {
+    pub fn refuse(&mut self, refusal: &Refusal, out: &mut Output) {
         match self {
             Session::Native(_) => native::refuse(refusal, out),
+            Session::Lines(session) => session.refuse(refusal, out),
         }
     }
 }

@@ -8,11 +8,17 @@ use std::time::Duration;
 use reparto_protocol::limits;
 
 use super::BalancerError;
+use super::upstreams::MOST_UPSTREAMS;
 use crate::background::StoreSettings;
+use crate::dialect::Listener;
+use crate::dialect::lines::Upstream;
 use crate::scheduler::Config;
 
 /// Most event loops of a balancer. Long before there are as many, the scheduler is what is waited for.
 pub const MOST_REACTORS: usize = 64;
+
+/// Most addresses that a balancer listens at.
+pub(super) const MOST_LISTENERS: usize = 64;
 
 /// A balancer's settings. Every bound on what a peer can make grow is here.
 ///
@@ -28,6 +34,12 @@ pub struct Settings {
     pub clients: SocketAddr,
     /// Where workers connect; port 0 picks a free one. Default 127.0.0.1:8889.
     pub workers: SocketAddr,
+    /// Where clients and workers connect that speak lines; none by default.
+    pub lines: Vec<SocketAddr>,
+    /// The action of lines that name none. Default `default`.
+    pub lines_action: String,
+    /// Servers that answer JSON lines, to connect to; none by default.
+    pub upstreams: Vec<Upstream>,
     /// The scheduler's own settings. Its seed is random by default.
     pub scheduler: Config,
     /// Where background tasks are kept; `None` for nowhere: they are refused. Default `None`.
@@ -67,6 +79,9 @@ impl Default for Settings {
         Settings {
             clients: ([127, 0, 0, 1], 8888).into(),
             workers: ([127, 0, 0, 1], 8889).into(),
+            lines: Vec::new(),
+            lines_action: "default".into(),
+            upstreams: Vec::new(),
             scheduler: Config { seed: RandomState::new().build_hasher().finish(), ..Config::default() },
             store: None,
             reactors: 1,
@@ -92,6 +107,12 @@ impl Settings {
         self.max_incomplete_bytes = self.max_incomplete_bytes.max(frames(4));
         self.output_hard_bytes = self.output_hard_bytes.max(frames(4));
         self.max_output_bytes = self.max_output_bytes.max(frames(8));
+    }
+
+    /// Where the balancer listens, and for whom: for clients, for workers, then for what else there is.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = (Listener, SocketAddr)> {
+        let lines = self.lines.iter().map(|address| (Listener::Lines, *address));
+        [(Listener::Clients, self.clients), (Listener::Workers, self.workers)].into_iter().chain(lines)
     }
 
     /// Checks that the settings make sense together.
@@ -123,6 +144,25 @@ impl Settings {
         }
         if self.max_connections == 0 {
             return wrong("max_connections", "is 0, so nobody could connect".into());
+        }
+        let listeners = self.listeners().count();
+        if listeners > MOST_LISTENERS {
+            return wrong("listeners", format!("are {listeners}, over the bound of {MOST_LISTENERS}"));
+        }
+        if !(1..=limits::MAX_ACTION_BYTES).contains(&self.lines_action.len()) {
+            let (bytes, most) = (self.lines_action.len(), limits::MAX_ACTION_BYTES);
+            return wrong("lines_action", format!("has {bytes} bytes, but must have 1 to {most}"));
+        }
+        if self.upstreams.len() > MOST_UPSTREAMS {
+            return wrong(
+                "upstream",
+                format!("names {}, over the bound of {MOST_UPSTREAMS}", self.upstreams.len()),
+            );
+        }
+        let mut names: Vec<String> = self.upstreams.iter().map(Upstream::name).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return wrong("upstream", format!("names {} twice; give it all its actions at once", twice[0]));
         }
         let Config { heartbeat, silence, max_tasks, .. } = self.scheduler;
         if heartbeat < Duration::from_millis(1) {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{Builder, JoinHandle};
@@ -17,6 +18,7 @@ use super::listener::Acceptor;
 use super::net::Net;
 use super::totals::Totals;
 use super::turn::{Reactor, WAKER};
+use super::upstreams::Upstreams;
 use super::{Balancer, BalancerError, Handle, Settings};
 use crate::background::{Keeper, OpenedStore};
 use crate::scheduler::Scheduler;
@@ -34,11 +36,14 @@ pub(super) enum Reactors {
 pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Balancer, BalancerError> {
     let (poll, waker) = poll_and_waker()?;
     let handle = Handle { waker: Arc::clone(&waker), shutdown: Arc::new(AtomicBool::new(false)) };
-    let acceptors = [
-        Acceptor::bind(poll.registry(), "clients", settings.clients)?,
-        Acceptor::bind(poll.registry(), "workers", settings.workers)?,
-    ];
-    let [clients, workers] = acceptors.each_ref().map(Acceptor::address);
+    let acceptors = settings
+        .listeners()
+        .enumerate()
+        .map(|(index, (listener, address))| Acceptor::bind(poll.registry(), index, listener, address))
+        .collect::<Result<Vec<Acceptor>, BalancerError>>()?;
+    let addresses: Vec<_> = acceptors.iter().map(Acceptor::address).collect();
+    // `Settings::listeners` begins with these two.
+    let (clients, workers) = (addresses[0], addresses[1]);
     let scheduler = Scheduler::new(settings.scheduler.clone());
     let keeper = match store {
         Some(store) => {
@@ -51,15 +56,19 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
         }
         None => None,
     };
+    let upstreams = Upstreams::new(&settings.upstreams, Some(Arc::clone(&waker)));
     let reactors = if settings.reactors == 1 {
-        let mut net = Net::new(poll, [clients, workers], settings, None);
-        net.acceptors = acceptors.into();
+        let mut net = Net::new(poll, (clients, workers), settings, None);
+        net.acceptors = acceptors;
+        net.upstreams = upstreams;
         let alone = Alone { scheduler, handle: handle.clone(), keeper };
         Reactors::One(Box::new(Reactor::new(net, alone, Instant::now())))
     } else {
-        several((poll, waker), acceptors, (scheduler, keeper), handle.clone(), &settings)?
+        let ways = Ways { acceptors, upstreams, addresses: (clients, workers) };
+        several((poll, waker), ways, (scheduler, keeper), handle.clone(), &settings)?
     };
-    Ok(Balancer { clients, workers, handle, reactors })
+    let lines = addresses[2..].into();
+    Ok(Balancer { clients, workers, lines, handle, reactors })
 }
 
 fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
@@ -68,10 +77,18 @@ fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
     Ok((poll, Arc::new(waker)))
 }
 
+/// How connections come to be, all of them at the first reactor.
+struct Ways {
+    acceptors: Vec<Acceptor>,
+    upstreams: Upstreams,
+    /// Where clients and workers connect.
+    addresses: (SocketAddr, SocketAddr),
+}
+
 /// The first reactor with the scheduler, the others, and the mailboxes between them.
 fn several(
     first: (Poll, Arc<Waker>),
-    acceptors: [Acceptor; 2],
+    ways: Ways,
     scheduler: (Scheduler, Option<Box<Keeper>>),
     handle: Handle,
     settings: &Settings,
@@ -83,14 +100,14 @@ fn several(
     let bells: Vec<Arc<Bell>> =
         polls.iter().map(|(_, waker)| Arc::new(Bell::new(Some(Arc::clone(waker))))).collect();
     let totals = Arc::new(Totals::new(&bells));
-    let addresses = acceptors.each_ref().map(Acceptor::address);
     let mut nets = (0..).zip(polls).map(|(number, (poll, _))| {
-        Net::new(poll, addresses, settings.clone(), Some((number, Arc::clone(&totals))))
+        Net::new(poll, ways.addresses, settings.clone(), Some((number, Arc::clone(&totals))))
     });
     let numbering = |number| Numbering::new(number, settings.reactors);
     // They are at least two.
     let Some(mut net) = nets.next() else { return Err(BalancerError::Poll(io::ErrorKind::NotFound.into())) };
-    net.acceptors = acceptors.into();
+    net.acceptors = ways.acceptors;
+    net.upstreams = ways.upstreams;
     let origin = Instant::now();
     let mut hub = Hub::new(scheduler, handle, numbering(0), &totals, &bells[0]);
     let mut fronts = Vec::with_capacity(settings.reactors - 1);

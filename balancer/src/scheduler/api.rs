@@ -213,6 +213,9 @@ pub struct Registration<'a> {
     pub weight: u32,
     /// Mean time that a task takes one of its threads, in nanoseconds.
     pub service_ns: Option<u64>,
+    /// It answers [`Effect::Ping`], so that it is lost when it is silent; counts in its first registration. Without it
+    /// is lost only when its connection ends.
+    pub heartbeats: bool,
     /// What it can do. Repeated names count once.
     pub actions: Vec<&'a str>,
     /// Background tasks that it still holds from an earlier connection. They count in its first registration.

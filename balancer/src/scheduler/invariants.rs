@@ -67,7 +67,10 @@ impl Scheduler {
             }
             assert_eq!((count, bytes), (worker.in_flight, worker.bytes), "worker '{}'", worker.id);
             assert_eq!(worker.bucket != NO_BUCKET, worker.has_room(), "worker '{}'", worker.id);
-            assert!(worker.in_flight <= worker.threads || worker.check_at.0 != u64::MAX);
+            let may_stall = worker.in_flight > worker.threads;
+            let looked_at = worker.check_at.0 != u64::MAX;
+            assert!(looked_at || !(may_stall || worker.heartbeats), "worker '{}'", worker.id);
+            assert!(worker.asked_at.is_none() || worker.heartbeats, "worker '{}' is asked", worker.id);
         }
     }
 
@@ -115,7 +118,8 @@ impl Scheduler {
         assert_eq!(self.worker_ids.len(), self.workers.len());
         let workers = self.peers.iter().filter(|row| matches!(row.role, Role::Worker(_))).count();
         assert_eq!(workers, self.workers.len());
-        assert_eq!(self.checks.len(), self.workers.len(), "every worker is looked at some time");
+        let looked_at = self.workers.iter().filter(|(_, worker)| worker.check_at.0 != u64::MAX).count();
+        assert_eq!(self.checks.len(), looked_at);
         for (_, client) in self.clients.iter() {
             let firsts = self
                 .tasks

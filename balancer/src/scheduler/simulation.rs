@@ -187,7 +187,8 @@ impl Simulation {
         // Whether it is taken is not known for sure where others' news is under way.
         if !taken || self.lanes.is_some() {
             let hands_back = self.random.bool();
-            let worker = SimWorker { id: id.clone(), hands_back, ..SimWorker::default() };
+            let heartbeats = self.random.u8(..4) > 0;
+            let worker = SimWorker { id: id.clone(), hands_back, heartbeats, ..SimWorker::default() };
             self.books.workers.insert(peer, worker);
         }
         self.register(peer, &id);
@@ -218,6 +219,8 @@ impl Simulation {
             window,
             weight: self.random.u32(1..6),
             service_ns: self.random.bool().then(|| 1 << self.random.u32(..24)),
+            // It counts when the worker comes.
+            heartbeats: self.books.workers.get(&peer).is_none_or(|worker| worker.heartbeats),
             held: Vec::new(),
             actions: actions.clone(),
         };

@@ -176,6 +176,7 @@ mod tests {
             silence: Duration::from_secs(15),
             policy: Policy::default(),
             has_store: false,
+            lines_action: "default".into(),
         }
     }
 
@@ -192,6 +193,7 @@ mod tests {
                 window: 1,
                 weight: 1,
                 service_ns: None,
+                heartbeats: true,
                 held: Vec::new(),
                 actions: names.iter().map(String::as_str).collect(),
             };
