@@ -85,6 +85,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BUS", hide_env_values = true)]
     bus: Option<String>,
 
+    /// Take tasks from this queue of RabbitMQ, as any program publishes them: JSON with `action` and `payload`. Their
+    /// outcomes are told to `reply_to`. Repeatable; needs --bus
+    #[arg(long, value_name = "QUEUE", value_delimiter = ',', env = "REPARTO_BALANCER_AMQP_QUEUE")]
+    amqp_queue: Vec<String>,
+
     /// Keep nothing: background tasks are refused with `store_unavailable`
     #[arg(long, conflicts_with_all = ["data", "store", "blobs"], env = "REPARTO_BALANCER_NO_DATA")]
     no_data: bool,
@@ -188,6 +193,7 @@ struct File {
     store: Option<String>,
     blobs: Option<String>,
     bus: Option<String>,
+    amqp_queue: Vec<String>,
     no_data: Option<bool>,
     durability: Option<String>,
     keep_results: Option<Span>,

@@ -41,10 +41,11 @@ pub use opening::OpenedStore;
 pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords};
 pub use settings::StoreSettings;
 pub use sharing::SharingSettings;
-use sharing::{Claimant, Sharing};
+use sharing::{Claimant, Owed, Sharing};
 use waits::{Wait, Waits};
 use walk::Walk;
 
+use crate::bus::{Delivery, Tag};
 use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
@@ -88,6 +89,8 @@ enum Look {
     Revived { peer: Peer, id: u64 },
     /// A worker has named it.
     Claim { peer: Peer },
+    /// Its outcome is owed to somebody.
+    Tell,
 }
 
 /// What a completion of the store's is to be followed by.
@@ -105,6 +108,8 @@ enum Pending {
         due: Option<i64>,
         /// The result, if it is one that ends the task.
         done: Option<Bytes>,
+        /// Whom its end is to be told, beside those who wait here.
+        owed: Option<Box<Owed>>,
     },
     Cancel {
         peer: Peer,
@@ -150,6 +155,22 @@ enum Pending {
     },
     Release(ToPublish),
     Sweep,
+    /// A task that a program has published.
+    TakeIn {
+        queue: Arc<str>,
+        delivery: Box<Delivery>,
+        task: ToPublish,
+        due: Option<i64>,
+    },
+    /// A message that is no task is to be put aside before it is taken.
+    Bury {
+        tag: Tag,
+    },
+    /// An outcome is on its way to whom it is owed.
+    Tell {
+        id: TaskId,
+    },
+    Settle,
 }
 
 /// How a task that is being accepted hangs on its client.
@@ -196,6 +217,8 @@ pub(crate) struct Keeper {
     upkeep_at: Time,
     stopping: bool,
     sharing: Option<Box<Sharing>>,
+    /// Bytes of a payload that a worker can be given, at most.
+    max_payload: usize,
 }
 
 /// The wall clock, in microseconds since 1970.
@@ -209,12 +232,13 @@ fn micros(time: Duration) -> i64 {
 }
 
 impl Keeper {
-    /// Sets opened stores to work. `wake` is called from their threads when there is something to take.
+    /// Sets opened stores to work, for tasks of up to `max_payload` bytes. `wake` is called from their threads when there is something to take.
     ///
     /// # Errors
     /// A thread or a second connection cannot be had.
     pub(crate) fn start(
         opened: OpenedStore,
+        max_payload: usize,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Result<Keeper, StoreError> {
         let OpenedStore { settings, store, blobs, sharing } = opened;
@@ -246,6 +270,7 @@ impl Keeper {
             upkeep_at: Time(0),
             stopping: false,
             sharing,
+            max_payload,
         })
     }
 
@@ -360,6 +385,7 @@ impl Keeper {
             deadline_at: task.deadline.map(|deadline| now.saturating_add(micros(deadline))),
             backoff: Backoff { first_ms: task.backoff_first_ms, most_ms: task.backoff_most_ms },
             idempotency,
+            reply: None,
         };
         let kept = stored.clone();
         self.ties += usize::from(task.record);
@@ -467,7 +493,7 @@ impl Keeper {
             | Look::Describe { peer, id }
             | Look::Drop { peer, id }
             | Look::Revived { peer, id } => fail(out, peer, id, ErrorCode::StoreUnavailable, message),
-            Look::Outcome(_) | Look::Claim { .. } => {}
+            Look::Outcome(_) | Look::Claim { .. } | Look::Tell => {}
         }
     }
 
@@ -546,11 +572,13 @@ impl Keeper {
                     }
                     return;
                 }
+                let owed = self.sharing.as_ref().and_then(|sharing| sharing.reply_of(id));
+                let owed = owed.map(|reply| Box::new(Owed { reply, state, failure: failure.clone() }));
                 self.left(id);
                 let done = (state == TaskState::Done).then(|| payload.clone());
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
-                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done });
+                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done, owed });
             }
             Noted::Claim { peer, id } if self.sharing.is_some() => self.claim_for(peer, id),
             Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
@@ -558,7 +586,7 @@ impl Keeper {
     }
 
     fn record(&mut self, operation: Operation, task: TaskId, due: Option<i64>) {
-        self.request(operation, Pending::Record { task, due, done: None });
+        self.request(operation, Pending::Record { task, due, done: None, owed: None });
     }
 
     /// Gives the store what it is to make durable, in order. What it does not take now waits here.
@@ -611,19 +639,24 @@ impl Keeper {
             return;
         }
         let (pending, ties) = (&mut self.pending, &mut self.ties);
-        let mut bytes = 0;
+        let (mut bytes, mut back) = (0, Vec::new());
         self.held_back.retain(|request| {
             if !is_new_task(request) {
                 bytes += request.operation.memory();
                 return true;
             }
-            if let Some(Pending::Accept { peer, id, client, .. }) = pending.remove(&request.token) {
-                *ties -= usize::from(client != Tie::None);
-                fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
+            match pending.remove(&request.token) {
+                Some(Pending::Accept { peer, id, client, .. }) => {
+                    *ties -= usize::from(client != Tie::None);
+                    fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
+                }
+                Some(Pending::TakeIn { delivery, .. }) => back.push(delivery.tag),
+                _ => {}
             }
             false
         });
         (self.held_back_bytes, self.held_back_tasks) = (bytes, 0);
+        back.into_iter().for_each(|tag| self.hand_back_delivery(tag));
     }
 
     /// Whether the store has not taken yet all that it was to be given.
@@ -789,7 +822,11 @@ impl Keeper {
                 && !self.pending.values().any(|pending| {
                     matches!(
                         pending,
-                        Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. }
+                        Pending::Accept { .. }
+                            | Pending::Cancel { .. }
+                            | Pending::Record { .. }
+                            | Pending::TakeIn { .. }
+                            | Pending::Settle
                     )
                 })
     }

@@ -49,6 +49,8 @@ pub enum QueueKind {
     Transient,
     /// Ours alone, in memory, gone with the consuming connection; made when it is consumed.
     Own,
+    /// Shared with other programs: durable; made if it is not there, and otherwise taken as they have made it.
+    Public,
     /// Somebody else's, or nobody's: never made here.
     Foreign,
 }

@@ -9,10 +9,12 @@
 //! delivered and finds no room goes back to its queue.
 
 mod course;
+mod form;
+mod intake;
 mod opening;
 mod working;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 
 use self::course::Course;
+pub(super) use self::intake::{Intake, Owed};
 pub use self::opening::SharingSettings;
 pub(super) use self::opening::{OpenedSharing, start};
 pub(super) use self::working::Claimant;
@@ -60,6 +63,8 @@ struct Held {
     priority: u8,
     /// The number under which it owns the task; `None` until the store has said so.
     owner: Option<i64>,
+    /// Where its outcome is owed to.
+    reply: Option<Arc<str>>,
 }
 
 /// What was heard of tasks that ended at other balancers.
@@ -82,6 +87,10 @@ pub(super) struct Sharing {
     /// Which action's, and which class.
     consumers: HashMap<u64, (Arc<str>, usize)>,
     next_consumer: u64,
+    /// The queues of other programs.
+    pub(super) intakes: Vec<Intake>,
+    /// Tasks whose outcome is on its way to whom it is owed.
+    telling: HashSet<TaskId>,
     held: HashMap<TaskId, Held>,
     /// The number under which this balancer owns tasks, as far as it knows.
     owner: Option<i64>,
@@ -107,7 +116,8 @@ impl Sharing {
     }
 
     /// A message has come. It waits until there is room for its task.
-    fn delivered(&mut self, now: Time, delivery: &Delivery) {
+    fn delivered(&mut self, now: Time, delivery: Delivery) {
+        let Some(delivery) = self.delivered_to_intake(now, delivery) else { return };
         let id = <[u8; 16]>::try_from(&delivery.body[..]).map(TaskId);
         let course = self.consumers.get(&delivery.consumer);
         let course = course.and_then(|(action, class)| Some((self.courses.get_mut(action)?, *class)));
@@ -133,19 +143,20 @@ impl Sharing {
         }
         course.held += 1;
         let priority = reparto_protocol::limits::DEFAULT_PRIORITY;
-        self.held.insert(id, Held { action: Arc::clone(action), priority, owner: None });
+        self.held.insert(id, Held { action: Arc::clone(action), priority, owner: None, reply: None });
         Some((id, tag))
     }
 
     /// A task is this balancer's.
     fn owned(&mut self, task: &StoredTask, owner: i64) {
         let (action, priority) = (&task.task.action, task.task.priority);
+        let reply = task.task.reply.clone();
         match self.held.get_mut(&task.task.id) {
-            Some(held) => (held.owner, held.priority) = (Some(owner), priority),
+            Some(held) => (held.owner, held.priority, held.reply) = (Some(owner), priority, reply),
             None => {
                 // A worker has named it.
                 self.course(action).held += 1;
-                let held = Held { action: Arc::clone(action), priority, owner: Some(owner) };
+                let held = Held { action: Arc::clone(action), priority, owner: Some(owner), reply };
                 self.held.insert(task.task.id, held);
             }
         }
@@ -225,6 +236,7 @@ impl Sharing {
 
     /// Consumes nothing any more.
     pub(super) fn stop(&mut self) {
+        self.end_intakes();
         for (consumer, _) in self.consumers.drain() {
             self.bus.end(consumer);
         }
@@ -246,6 +258,7 @@ impl Sharing {
 
     /// The consuming connection is lost: what it delivered comes again.
     fn connection_lost(&mut self) {
+        self.intakes_lost();
         for course in self.courses.values_mut() {
             course.give_all_back();
         }

@@ -1,11 +1,12 @@
 //! What sharing work needs to be opened and started.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{TrySendError, bounded};
 
+use super::intake::Intake;
 use super::{HeardOfOthers, Sharing};
 use crate::bus::{Address, Bus, BusLimits};
 use crate::scheduler::Time;
@@ -23,13 +24,21 @@ pub struct SharingSettings {
     pub limits: BusLimits,
     /// Leases, and how long what is left over is left alone.
     pub share: ShareSettings,
+    /// Queues that any program may publish tasks into, as JSON, up to 250 bytes each. Their outcomes are told to where
+    /// the messages say.
+    pub queues: Vec<Arc<str>>,
 }
 
 impl SharingSettings {
     /// The usual settings.
     #[must_use]
     pub fn new(bus: Address) -> Self {
-        SharingSettings { bus, limits: BusLimits::default(), share: ShareSettings::default() }
+        SharingSettings {
+            bus,
+            limits: BusLimits::default(),
+            share: ShareSettings::default(),
+            queues: Vec::new(),
+        }
     }
 }
 
@@ -70,6 +79,8 @@ pub(in crate::background) fn start(
         courses: HashMap::new(),
         consumers: HashMap::new(),
         next_consumer: 0,
+        intakes: settings.queues.iter().map(Intake::new).collect(),
+        telling: HashSet::new(),
         held: HashMap::new(),
         owner: None,
         delayed: VecDeque::new(),

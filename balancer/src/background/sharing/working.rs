@@ -62,6 +62,7 @@ impl Keeper {
             return;
         }
         self.look_at_room(scheduler, now, out);
+        self.take_in();
         self.sweep(now);
     }
 
@@ -77,12 +78,18 @@ impl Keeper {
                 Some(Pending::Publish { peer, id, task, client }) => {
                     self.tell_accepted(scheduler, now, (peer, id, client), task, false, out);
                 }
+                Some(Pending::Bury { tag }) => {
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.bus.take(tag);
+                    }
+                }
+                Some(Pending::Tell { id }) => self.told(id),
                 Some(Pending::Republish) | None => {}
                 Some(other) => log::debug!("a confirmation is no reply to {other:?}"),
             },
             BusEvent::Delivered(delivery) => {
                 if let Some(sharing) = &mut self.sharing {
-                    sharing.delivered(now, &delivery);
+                    sharing.delivered(now, delivery);
                 }
             }
             BusEvent::Lost => {
@@ -129,11 +136,13 @@ impl Keeper {
     // ---- how much is here ----
 
     fn look_at_room<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, out: &mut E) {
-        let Some(sharing) = &mut self.sharing else { return };
-        if now < sharing.look_at {
+        if self.sharing.as_ref().is_none_or(|sharing| now < sharing.look_at) {
             return;
         }
+        let takes = self.takes_in();
+        let Some(sharing) = &mut self.sharing else { return };
         sharing.look_at = now.after(LOOK);
+        sharing.look_at_intakes(now, takes);
         let too_many = sharing.look(now, &scheduler.room_ahead(AHEAD));
         for (action, keep) in too_many {
             self.hand_back(scheduler, now, &action, keep, out);
@@ -306,7 +315,7 @@ impl Keeper {
     ) {
         let Some(sharing) = &mut self.sharing else { return };
         sharing.is_sweeping = false;
-        let Ok(Answer::Swept { owner, to_publish, expired, next_due, more }) = answer else { return };
+        let Ok(Answer::Swept { owner, to_publish, expired, owed, next_due, more }) = answer else { return };
         if more && sharing.bus.has_room() {
             sharing.sweep_at = now;
         }
@@ -320,6 +329,7 @@ impl Keeper {
         for id in expired {
             self.ended_elsewhere(scheduler, now, id, out);
         }
+        self.tell_what_is_owed(owed, out);
     }
 
     /// A task was released, revived, or otherwise left to whoever claims it.

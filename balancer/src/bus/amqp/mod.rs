@@ -298,6 +298,8 @@ fn options(kind: QueueKind, server: &FieldTable) -> Option<QueueDeclareOptions> 
                 options.arguments.insert("x-delivery-limit".into(), AmqpValue::LongInt(-1));
             }
         }
+        // Of the server's usual kind, as most programs make theirs.
+        QueueKind::Public => options.durable = true,
         QueueKind::Transient => {
             let unused = i32::try_from(UNUSED.as_millis()).unwrap_or(i32::MAX);
             options.arguments.insert("x-expires".into(), AmqpValue::LongInt(unused));

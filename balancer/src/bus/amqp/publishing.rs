@@ -176,7 +176,7 @@ impl Publisher {
             && let Some((token, message)) = self.unsent.pop_front()
         {
             let queue = &message.queue;
-            if matches!(queue.kind, QueueKind::Durable | QueueKind::Transient) {
+            if is_made_here(queue.kind) {
                 match line.maker.make(connection, queue) {
                     Ok(None) => {}
                     Ok(Some(reason)) => {
@@ -191,7 +191,7 @@ impl Publisher {
                     }
                 }
             }
-            let durable = matches!(queue.kind, QueueKind::Durable | QueueKind::Foreign);
+            let durable = !matches!(queue.kind, QueueKind::Transient | QueueKind::Own);
             let publish = Publish {
                 body: &message.body,
                 routing_key: queue.name.to_string(),
@@ -232,7 +232,7 @@ impl Publisher {
 
     fn settle(&mut self, line: &mut Line, sent: Sent, took: bool) {
         let Sent { token, message, returned } = sent;
-        let ours = matches!(message.queue.kind, QueueKind::Durable | QueueKind::Transient);
+        let ours = is_made_here(message.queue.kind);
         if !took || (returned && ours) {
             // It has no leader for the moment, or somebody has removed it: it is looked for, or made, again.
             line.maker.forget(&message.queue);
@@ -268,6 +268,11 @@ impl Line {
     fn wait(&self) -> Duration {
         self.paused_until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK))
     }
+}
+
+/// Whether a message makes its queue, if that is not there.
+fn is_made_here(kind: QueueKind) -> bool {
+    matches!(kind, QueueKind::Durable | QueueKind::Transient | QueueKind::Public)
 }
 
 /// Why a channel's listeners have ended: asking anything of it gives the reason.
