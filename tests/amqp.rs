@@ -7,10 +7,11 @@ mod support;
 use std::time::Duration;
 
 use amiquip::AmqpProperties;
+use reparto_client::{Client, ErrorCode, Fetched};
 use serde_json::{Value, json};
 use support::amqp::Program;
 use support::sharing::Shared;
-use support::{folder, wait_until};
+use support::{PATIENCE, folder, wait_until};
 
 fn properties() -> AmqpProperties {
     AmqpProperties::default().with_content_type("application/json".into())
@@ -194,4 +195,130 @@ fn outcomes_are_told_whichever_balancer_is_killed_and_though_rabbitmq_was_away()
     wait_until("nothing is owed", || {
         shared.psql("SELECT count(*) FROM tasks WHERE reply IS NOT NULL") == "0"
     });
+}
+
+/// Answers tasks of a queue, as a program would that knows only AMQP, until nobody wants its answers any more.
+fn serve(url: String, queue: &'static str, answer: impl Fn(&Value) -> Option<Value> + Send + 'static) {
+    std::thread::spawn(move || {
+        let program = Program::connect(&url);
+        program.declare(queue);
+        let tasks = program.consume(queue);
+        loop {
+            let delivery = support::amqp::delivery(&tasks);
+            let task = serde_json::from_slice(&delivery.body).unwrap();
+            if let (Some(answer), Some(to)) = (answer(&task), delivery.properties.reply_to()) {
+                let mut properties = properties();
+                if let Some(correlation) = delivery.properties.correlation_id() {
+                    properties = properties.with_correlation_id(correlation.clone());
+                }
+                program.publish(to, answer.to_string(), properties);
+            }
+            program.acknowledge(delivery);
+        }
+    });
+}
+
+#[test]
+fn workers_that_know_only_amqp_run_foreground_and_background_tasks() {
+    let shared = Shared::start();
+    let url = shared.engines.rabbitmq_url().to_owned();
+    let tried = std::sync::atomic::AtomicU32::new(0);
+    serve(url, "images", move |task| {
+        assert_eq!(task["action"], "resize");
+        Some(match task["payload"].as_str() {
+            Some("broken") => json!({"id": task["id"], "ok": false, "error": "no such image"}),
+            Some("busy") if tried.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 => {
+                json!({"id": task["id"], "ok": false, "error": "out of memory", "retry": true})
+            }
+            Some("nonsense") => json!("hm"),
+            Some(text) => json!({"id": task["id"], "ok": true, "data": text.to_uppercase()}),
+            None => json!({"ok": true, "data_base64": task["payload_base64"]}),
+        })
+    });
+    let flags = ["--amqp-worker", "resize=images?in_flight=32"];
+    let (first, second) = (shared.balancer_with(&flags), shared.balancer_with(&flags));
+    let client = Client::connect([first.clients.clone()]).unwrap();
+    let run = |payload: &[u8]| client.task("resize").payload(payload.to_vec()).submit().unwrap().wait();
+    assert_eq!(&run(b"hola").unwrap()[..], b"HOLA");
+    assert_eq!(&run(b"\xff\0\xfe").unwrap()[..], b"\xff\0\xfe");
+    assert_eq!(&run(b"busy").unwrap()[..], b"BUSY");
+    let failure = run(b"broken").unwrap_err();
+    assert_eq!((failure.code, &*failure.message), (ErrorCode::WorkerFailed, "no such image"));
+    let failure = run(b"nonsense").unwrap_err();
+    assert!(failure.message.contains("cannot be read"), "{failure}");
+    let worker = first.worker_status("amqp:resize=images").unwrap();
+    assert_eq!((worker.threads, worker.in_flight), (32, 0));
+
+    let many: Vec<_> = (0..300)
+        .map(|number| client.task("resize").payload(format!("f{number}")).submit().unwrap())
+        .collect();
+    for (number, handle) in many.into_iter().enumerate() {
+        assert_eq!(handle.wait().unwrap(), format!("F{number}"));
+    }
+    let accepted: Vec<_> = (0..300)
+        .map(|number| {
+            let task = client.task("resize").payload(format!("b{number}"));
+            task.submit_background().unwrap()
+        })
+        .collect();
+    let at_second = Client::connect([second.clients.clone()]).unwrap();
+    for (number, reply) in accepted.into_iter().enumerate() {
+        let task = reply.wait().unwrap().task_id;
+        match at_second.fetch(task, PATIENCE).unwrap().wait() {
+            Ok(Fetched::Ended(Ok(result))) => assert_eq!(result, format!("B{number}")),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_queue_without_answers_ends_a_task_once_it_has_it_and_an_answer_that_never_comes_costs_an_attempt() {
+    let shared = Shared::start();
+    let program = Program::connect(shared.engines.rabbitmq_url());
+    let flags = ["--amqp-worker", "mail=mails?reply=no", "--amqp-worker", "slow=silent?limit=300ms"];
+    let balancer = shared.balancer_with(&flags);
+    let client = Client::connect([balancer.clients.clone()]).unwrap();
+    let result = client.task("mail").payload("dear ana").submit().unwrap().wait().unwrap();
+    assert!(result.is_empty());
+    let mails = program.consume("mails");
+    let (body, properties) = program.next(&mails);
+    let mail: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&mail["action"], &mail["payload"]), (&json!("mail"), &json!("dear ana")));
+    assert_eq!(
+        (properties.reply_to(), properties.content_type().as_deref()),
+        (&None, Some("application/json"))
+    );
+
+    let failure = client.task("slow").payload("x").max_attempts(2).submit().unwrap().wait().unwrap_err();
+    assert_eq!(failure.code, ErrorCode::AttemptsExhausted, "{failure}");
+    assert!(failure.message.contains("no answer has come from the queue 'silent'"), "{failure}");
+    assert_eq!(program.waiting("silent"), 2);
+    let silent = program.consume("silent");
+    let attempts: Vec<Value> = (0..2)
+        .map(|_| serde_json::from_str::<Value>(&program.next(&silent).0).unwrap()["attempt"].clone())
+        .collect();
+    assert_eq!(attempts, [1, 2]);
+    // A deadline ends it sooner, and takes its message out of the queue.
+    let late = client.task("slow").payload("x").deadline(Duration::from_millis(100)).submit().unwrap();
+    assert_eq!(late.wait().unwrap_err().code, ErrorCode::Expired);
+    assert_eq!(balancer.worker_status("amqp:slow=silent").unwrap().in_flight, 0);
+}
+
+#[test]
+fn tasks_for_such_workers_go_on_after_rabbitmq_was_away() {
+    let mut shared = Shared::start();
+    let url = shared.engines.rabbitmq_url().to_owned();
+    let balancer = shared.balancer_with(&["--amqp-worker", "shout=shouts"]);
+    let client = Client::connect([balancer.clients.clone()]).unwrap();
+    shared.engines.kill("rabbitmq");
+    let waiting: Vec<_> =
+        (0..50).map(|n| client.task("shout").payload(format!("f{n}")).submit().unwrap()).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    shared.engines.up("rabbitmq");
+    serve(url, "shouts", |task| {
+        Some(json!({"ok": true, "data": task["payload"].as_str().unwrap().to_uppercase()}))
+    });
+    for (number, handle) in waiting.into_iter().enumerate() {
+        assert_eq!(handle.wait().unwrap(), format!("F{number}"));
+    }
 }

@@ -223,6 +223,48 @@ fn postgresql_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost(
     all_end(&shared, &[&at_first, &at_second], &tasks);
 }
 
+#[test]
+fn balancers_with_two_reactors_share_their_work() {
+    let shared = Shared::start();
+    let flags = ["--reactors", "2"];
+    let (first, second) = (shared.balancer_with(&flags), shared.balancer_with(&flags));
+    let clients = [&first, &first, &second, &second].map(|balancer| client(&[balancer]));
+    let _workers = [first.worker("ana"), second.worker("luis"), second.worker("eva")];
+    let replies: Vec<_> =
+        (0..400).map(|number| (hand_in(&clients[number % 4], &format!("t{number}")), number)).collect();
+    // Nobody at the first offers it: these travel.
+    let _wc = second.worker_with(&["--id", "juan", "--exec", "shout=tr a-z A-Z"]);
+    let foreground: Vec<_> = (0..100)
+        .map(|number| clients[number % 2].task("shout").payload(format!("f{number}")).submit().unwrap())
+        .collect();
+    for (number, handle) in foreground.into_iter().enumerate() {
+        assert_eq!(handle.wait().unwrap(), format!("F{number}"));
+    }
+    for (reply, number) in replies {
+        assert_eq!(fetch(&clients[(number + 1) % 4], accepted(&reply)), format!("T{number}"));
+    }
+}
+
+#[test]
+fn what_is_large_goes_through_a_bucket_from_one_balancer_to_another() {
+    let shared = Shared::start_with_s3();
+    let (first, second) = (shared.balancer(), shared.balancer());
+    let (at_first, at_second) = (client(&[&first]), client(&[&second]));
+    let _worker = second.worker("ana");
+    let payloads: Vec<String> = (0..8).map(|number| format!("{number}x").repeat(300_000)).collect();
+    let replies: Vec<_> = payloads.iter().map(|payload| hand_in(&at_first, payload)).collect();
+    for (reply, payload) in replies.iter().zip(&payloads) {
+        let task = accepted(reply);
+        for client in [&at_first, &at_second] {
+            assert!(fetch(client, task) == payload.to_uppercase(), "{task} has another result");
+        }
+    }
+    assert_eq!(
+        shared.psql("SELECT count(*) FROM tasks WHERE payload_blob IS NOT NULL AND result_blob IS NOT NULL"),
+        "8"
+    );
+}
+
 /// nginx with docs/nginx.conf, before these balancers instead of those in it.
 struct Nginx {
     process: Process,

@@ -3,22 +3,18 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use reparto_balancer::bus::Address;
 use reparto_balancer::storage::Durability;
 use reparto_balancer::{BlobPlace, SharingSettings, StorePlace, StoreSettings};
 
-use super::{Args, File, set};
+use super::{Args, File, amqp, set};
 
 /// Where background tasks are kept, in the current folder.
 const DATA_FOLDER: &str = "reparto-data";
 
 /// Largest `--blob-threshold`: larger payloads do not belong into rows.
 const MOST_BLOB_THRESHOLD: u64 = 16 << 20;
-
-/// Longest name of a queue of other programs, in bytes.
-const MOST_QUEUE_NAME: usize = 250;
 
 /// Where background tasks are kept, if they are. A flag for a place goes before a file that wants none.
 pub(super) fn settings(args: &Args, file: &File) -> Result<Option<StoreSettings>, String> {
@@ -65,14 +61,14 @@ fn sharing(
     store: Option<&StorePlace>,
     blobs: Option<&BlobPlace>,
 ) -> Result<Option<SharingSettings>, String> {
-    let queues = if args.amqp_queue.is_empty() { &file.amqp_queue } else { &args.amqp_queue };
+    let (queues, workers) = amqp::settings(args, file)?;
     let Some(text) = args.bus.as_ref().or(file.bus.as_ref()) else {
-        return if queues.is_empty() {
-            Ok(None)
-        } else {
-            Err("--amqp-queue needs --bus amqp://USER:PASSWORD@HOST:PORT/VHOST, where its queue is"
-                .to_owned())
+        let flag = match (queues.is_empty(), workers.is_empty()) {
+            (true, true) => return Ok(None),
+            (false, _) => "--amqp-queue",
+            (true, false) => "--amqp-worker",
         };
+        return Err(format!("{flag} needs --bus amqp://USER:PASSWORD@HOST:PORT/VHOST, where its queue is"));
     };
     let bus = Address::parse(text).map_err(|error| error.to_string())?;
     if !matches!(store, Some(StorePlace::Postgres(_))) {
@@ -89,22 +85,7 @@ fn sharing(
                 .to_owned(),
         );
     }
-    let mut settings = SharingSettings::new(bus);
-    for queue in queues {
-        settings.queues.push(queue_name(queue)?);
-    }
-    Ok(Some(settings))
-}
-
-/// A queue of other programs. There must be room for what is put behind its name.
-fn queue_name(text: &str) -> Result<Arc<str>, String> {
-    match text.len() {
-        0 => Err("--amqp-queue: the queue has no name".to_owned()),
-        1..=MOST_QUEUE_NAME => Ok(text.into()),
-        bytes => Err(format!(
-            "--amqp-queue: the queue's name has {bytes} bytes, and {MOST_QUEUE_NAME} is the limit"
-        )),
-    }
+    Ok(Some(SharingSettings { queues, workers, ..SharingSettings::new(bus) }))
 }
 
 /// The data folder that was asked for, or the one that the embedded store's file stands in, or the usual one.

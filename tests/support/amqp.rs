@@ -1,13 +1,16 @@
 //! Another program that speaks AMQP and knows nothing of Reparto: it publishes, consumes and answers.
 
 use amiquip::{
-    AmqpProperties, Channel, Connection, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Publish,
-    QueueDeclareOptions,
+    AmqpProperties, Channel, Confirm, Connection, Consumer, ConsumerMessage, ConsumerOptions, Delivery,
+    Publish, QueueDeclareOptions,
 };
+
+use crossbeam_channel::Receiver;
 
 use super::PATIENCE;
 
 pub struct Program {
+    confirms: Receiver<Confirm>,
     // Before the connection that it is on, as that is the order in which they end.
     channel: Channel,
     _connection: Connection,
@@ -16,7 +19,10 @@ pub struct Program {
 impl Program {
     pub fn connect(url: &str) -> Program {
         let mut connection = Connection::insecure_open(url).unwrap();
-        Program { channel: connection.open_channel(None).unwrap(), _connection: connection }
+        let channel = connection.open_channel(None).unwrap();
+        channel.enable_publisher_confirms().unwrap();
+        let confirms = channel.listen_for_publisher_confirms().unwrap();
+        Program { confirms, channel, _connection: connection }
     }
 
     /// Makes a durable queue, as most programs make theirs.
@@ -25,9 +31,12 @@ impl Program {
         self.channel.queue_declare(queue, options).unwrap();
     }
 
+    /// Publishes a message, and waits until RabbitMQ has it on its disk.
     pub fn publish(&self, queue: &str, body: impl AsRef<[u8]>, properties: AmqpProperties) {
         let publish = Publish::with_properties(body.as_ref(), queue, properties.with_delivery_mode(2));
         self.channel.basic_publish("", publish).unwrap();
+        let confirm = self.confirms.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(confirm, Confirm::Ack(_)), "{confirm:?}");
     }
 
     pub fn consume(&self, queue: &str) -> Consumer<'_> {

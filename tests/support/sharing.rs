@@ -1,6 +1,5 @@
 //! Real engines that several balancers share, and such balancers.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::engines::Engines;
@@ -9,18 +8,29 @@ use super::{Balancer, folder, reparto};
 /// Engines, and what balancers need to share them.
 pub struct Shared {
     pub engines: Engines,
-    pub blobs: PathBuf,
+    /// As `--blobs` names it.
+    pub blobs: String,
 }
 
 impl Shared {
     pub fn start() -> Shared {
-        Shared { engines: Engines::start(&["postgres", "rabbitmq"]), blobs: folder() }
+        let blobs = format!("file:{}", folder().display());
+        Shared { engines: Engines::start(&["postgres", "rabbitmq"]), blobs }
+    }
+
+    /// With an S3 server for what is large.
+    pub fn start_with_s3() -> Shared {
+        let engines = Engines::start(&["postgres", "rabbitmq", "s3"]);
+        Shared { blobs: engines.s3_url().to_owned(), engines }
     }
 
     pub fn command(&self, clients: &str, workers: &str) -> Command {
         let mut command = reparto(["balancer", "--clients", clients, "--workers", workers]);
         command.args(["--store", self.engines.postgres_url(), "--bus", self.engines.rabbitmq_url()]);
-        command.arg("--blobs").arg(format!("file:{}", self.blobs.display()));
+        command.args(["--blobs", &self.blobs]);
+        if self.blobs.starts_with("s3:") {
+            self.engines.with_s3_key(&mut command);
+        }
         command.env_remove("REPARTO_BALANCER_NO_DATA");
         command
     }

@@ -247,7 +247,9 @@ impl Keeper {
             | Pending::Release(_)
             | Pending::Bury { .. }
             | Pending::Tell { .. }
-            | Pending::Settle => {}
+            | Pending::Settle
+            | Pending::Post { .. }
+            | Pending::Home { .. } => {}
         }
     }
 

@@ -36,17 +36,17 @@ use reparto_protocol::{ErrorCode, TaskState, limits};
 
 pub use ask::{Ask, NewBackgroundTask};
 pub use engines::{EngineState, EngineStatus};
-pub(crate) use noted::{Noted, Outlet};
+pub(crate) use noted::{Answered, Assigned, Noted, Outlet};
 pub use opening::OpenedStore;
 pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords};
 pub use settings::StoreSettings;
-pub use sharing::SharingSettings;
+pub use sharing::{AmqpWorker, MOST_AMQP_WORKERS, SharingSettings};
 use sharing::{Claimant, Owed, Sharing};
 use waits::{Wait, Waits};
 use walk::Walk;
 
 use crate::bus::{Delivery, Tag};
-use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
+use crate::scheduler::{AssignmentId, Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
     Request, Storage, StorageSettings, StoreError, StoredTask, SubmitError, TaskId, TaskIds, ToPublish,
@@ -171,6 +171,14 @@ enum Pending {
         id: TaskId,
     },
     Settle,
+    /// A task is on its way to a worker that knows only AMQP.
+    Post {
+        assignment: AssignmentId,
+    },
+    /// Something is on its way to a balancer that has lent tasks to this one.
+    Home {
+        lender: Arc<str>,
+    },
 }
 
 /// How a task that is being accepted hangs on its client.
@@ -518,7 +526,7 @@ impl Keeper {
             self.walk_on(scheduler, now);
         }
         while let Some(noted) = out.take_note() {
-            self.take_note(now, noted, out);
+            self.take_note(scheduler, now, noted, out);
         }
         // What has ended makes room.
         self.claim_what_waits();
@@ -544,8 +552,15 @@ impl Keeper {
     }
 
     /// Takes a note of the scheduler's.
-    fn take_note<E: Outlet>(&mut self, now: Time, noted: Noted, out: &mut E) {
+    fn take_note<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, noted: Noted, out: &mut E) {
         match noted {
+            Noted::Assigned(assignment, task) => self.assigned(scheduler, now, assignment, *task),
+            Noted::Withdrawn { peer, assignment } => {
+                self.assignment_withdrawn(scheduler, now, (peer, assignment), out);
+            }
+            Noted::Asked { peer } => scheduler.handle(now, Event::Heard { peer }, out),
+            Noted::Answered { id, answered } => self.guest_has_ended(id, answered),
+            Noted::Progress { id, done, total, payload } => self.guest_goes_on(id, (done, total), payload),
             Noted::Started(id) => self.record(Operation::Start { id }, id, None),
             Noted::Requeued(id) => self.record(Operation::Requeue { id }, id, None),
             Noted::Refused(id) if self.give_up(id) => {}

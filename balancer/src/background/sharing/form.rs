@@ -224,6 +224,67 @@ pub(super) fn answer(id: Option<&str>, task_id: &str, outcome: Result<&[u8], (Er
     json(&answer)
 }
 
+// ---- tasks that go out, and their answers ----
+
+#[derive(Serialize)]
+struct TaskForWorker<'a> {
+    id: &'a str,
+    action: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_base64: Option<String>,
+    attempt: u8,
+}
+
+/// A task for a worker that knows only AMQP.
+pub(super) fn task(id: &str, action: &str, payload: &[u8], attempt: u8) -> Bytes {
+    let (payload, payload_base64) = text_of(payload);
+    json(&TaskForWorker { id, action, payload, payload_base64, attempt })
+}
+
+/// What such a worker has answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answered {
+    /// Here is the result.
+    Done(Bytes),
+    /// It failed, and why; another attempt may do better.
+    Failed { message: String, again: bool },
+}
+
+/// An answer as a worker writes it.
+#[derive(Debug, Deserialize)]
+struct AnswerOfWorker<'a> {
+    ok: Option<bool>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data_base64: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    error: Option<Cow<'a, str>>,
+    #[serde(default)]
+    retry: bool,
+}
+
+/// Reads a worker's answer.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn read_answer(body: &[u8]) -> Result<Answered, Unreadable> {
+    let answer: AnswerOfWorker<'_> = match serde_json::from_slice(body) {
+        Ok(answer) => answer,
+        Err(error) => return unreadable(format!("it is no answer in JSON: {error}")),
+    };
+    match answer.ok {
+        None => unreadable("it does not say whether it is ok"),
+        Some(true) => Ok(Answered::Done(bytes_of(answer.data, answer.data_base64.as_deref(), "data")?)),
+        Some(false) => {
+            let message = answer.error.map_or_else(|| "it does not say why".to_owned(), Cow::into_owned);
+            Ok(Answered::Failed { message, again: answer.retry })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,5 +377,34 @@ mod tests {
         assert!(!text.contains('\0'));
         assert_eq!(ReplyTo::read(&text), Ok(reply));
         assert!(ReplyTo::read("x").is_err());
+    }
+
+    #[test]
+    fn a_task_for_a_worker_carries_its_payload_whatever_that_is() {
+        let written = |payload: &[u8]| String::from_utf8(task("7", "a", payload, 2).to_vec()).unwrap();
+        assert_eq!(written(b"hola"), r#"{"id":"7","action":"a","payload":"hola","attempt":2}"#);
+        assert_eq!(written(b"\xff\0"), r#"{"id":"7","action":"a","payload_base64":"/wA=","attempt":2}"#);
+        let again = HandedIn::read(written(b"x").as_bytes(), 100).unwrap();
+        assert_eq!(&again.payload[..], b"x", "whoever takes tasks can take it");
+    }
+
+    #[test]
+    fn a_worker_answers_with_a_result_or_a_reason() {
+        let read = |text: &str| read_answer(text.as_bytes());
+        let failed = |message: &str, again| Ok(Answered::Failed { message: message.into(), again });
+        for (text, answered) in [
+            (r#"{"id": "7", "ok": true, "data": "HOLA"}"#, Ok(Answered::Done("HOLA".into()))),
+            (r#"{"ok": true, "data_base64": "/wA="}"#, Ok(Answered::Done(Bytes::from_static(b"\xff\0")))),
+            (r#"{"ok": true, "data": {"n": 1}}"#, Ok(Answered::Done(r#"{"n": 1}"#.into()))),
+            (r#"{"ok": true}"#, Ok(Answered::Done(Bytes::new()))),
+            (r#"{"ok": false, "error": "broken"}"#, failed("broken", false)),
+            (r#"{"ok": false, "error": "busy", "retry": true}"#, failed("busy", true)),
+            (r#"{"ok": false}"#, failed("it does not say why", false)),
+        ] {
+            assert_eq!(read(text), answered, "{text}");
+        }
+        for (text, said) in [("done", "no answer in JSON"), (r#"{"data": "x"}"#, "does not say whether")] {
+            assert!(read(text).is_err_and(|error| error.to_string().contains(said)), "{text}");
+        }
     }
 }

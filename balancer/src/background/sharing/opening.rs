@@ -7,13 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{TrySendError, bounded};
 
 use super::intake::Intake;
+use super::posting::{AmqpWorker, Posts};
+use super::travel::Travel;
 use super::{HeardOfOthers, Sharing};
 use crate::bus::{Address, Bus, BusLimits};
-use crate::scheduler::Time;
+use crate::scheduler::{Peer, Time};
 use crate::storage::{Hearing, ShareSettings, StoreError};
 
 /// What is heard of other balancers and not yet taken, in notifications; what is beyond it is asked for.
 const MOST_HEARD: usize = 4096;
+
+/// Workers that know only AMQP, at most.
+pub const MOST_AMQP_WORKERS: usize = 1024;
+/// Other balancers as a worker, and as a client; behind them the workers that know only AMQP.
+const OTHERS: Peer = Peer::insider(0);
+const GUESTS: Peer = Peer::insider(1);
+const FIRST_POST: Peer = Peer::insider(2);
 
 /// How work is shared with other balancers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +36,8 @@ pub struct SharingSettings {
     /// Queues that any program may publish tasks into, as JSON, up to 250 bytes each. Their outcomes are told to where
     /// the messages say.
     pub queues: Vec<Arc<str>>,
+    /// Workers that know only AMQP, at most [`MOST_AMQP_WORKERS`].
+    pub workers: Vec<AmqpWorker>,
 }
 
 impl SharingSettings {
@@ -38,6 +49,7 @@ impl SharingSettings {
             limits: BusLimits::default(),
             share: ShareSettings::default(),
             queues: Vec::new(),
+            workers: Vec::new(),
         }
     }
 }
@@ -75,12 +87,16 @@ pub(in crate::background) fn start(
         bus,
         heard: HeardOfOthers { heard, missed },
         _listener: listener,
-        installation,
         courses: HashMap::new(),
         consumers: HashMap::new(),
         next_consumer: 0,
         intakes: settings.queues.iter().map(Intake::new).collect(),
         telling: HashSet::new(),
+        posts: Posts::new(&settings.workers, FIRST_POST, &installation),
+        answered: Vec::new(),
+        travel: Travel::new(&installation, OTHERS, GUESTS),
+        arrived: Vec::new(),
+        installation,
         held: HashMap::new(),
         owner: None,
         delayed: VecDeque::new(),

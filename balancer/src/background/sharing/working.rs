@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{AHEAD, LOOK, SWEEP, SWEPT, Sharing};
-use crate::background::{Keeper, Look, Outlet, Pending, Tie, wall_clock};
+use reparto_protocol::limits;
+
+use crate::background::{Assigned, Keeper, Look, Outlet, Pending, Tie, wall_clock};
 use crate::bus::{BusEvent, Tag};
-use crate::scheduler::{Event, Peer, Scheduler, Time};
+use crate::scheduler::{AssignmentId, Event, Peer, Scheduler, Time};
 use crate::storage::{Answer, Heard, NewTask, Operation, StoreError, StoredTask, TaskId, ToPublish};
 
 impl Keeper {
@@ -56,6 +58,8 @@ impl Keeper {
         for event in sharing.take_events() {
             self.take_bus_event(scheduler, now, event, out);
         }
+        self.end_posted(scheduler, now, out);
+        self.take_arrived(scheduler, now, out);
         self.hear(scheduler, now, out);
         self.bring_in_delayed(scheduler, now, out);
         if self.stopping {
@@ -73,7 +77,11 @@ impl Keeper {
         event: BusEvent,
         out: &mut E,
     ) {
+        let is_lost = matches!(event, BusEvent::Unroutable(_));
         match event {
+            BusEvent::Counted { token, messages, consumers } => {
+                self.queue_counted(scheduler, now, token, (messages, consumers), out);
+            }
             BusEvent::Confirmed(token) | BusEvent::Unroutable(token) => match self.pending.remove(&token) {
                 Some(Pending::Publish { peer, id, task, client }) => {
                     self.tell_accepted(scheduler, now, (peer, id, client), task, false, out);
@@ -84,6 +92,11 @@ impl Keeper {
                     }
                 }
                 Some(Pending::Tell { id }) => self.told(id),
+                Some(Pending::Post { assignment }) => self.posted(scheduler, now, assignment, out),
+                Some(Pending::Home { lender }) if is_lost => {
+                    self.lender_is_gone(scheduler, now, &lender, out);
+                }
+                Some(Pending::Home { .. }) => {}
                 Some(Pending::Republish) | None => {}
                 Some(other) => log::debug!("a confirmation is no reply to {other:?}"),
             },
@@ -147,6 +160,43 @@ impl Keeper {
         for (action, keep) in too_many {
             self.hand_back(scheduler, now, &action, keep, out);
         }
+        self.look_at_posts(scheduler, now, out);
+        self.look_at_travel(scheduler, now, out);
+    }
+
+    /// The scheduler has given a task to a worker that is a part of this balancer.
+    pub(in crate::background) fn assigned(
+        &mut self,
+        scheduler: &Scheduler,
+        now: Time,
+        assignment: AssignmentId,
+        task: Assigned,
+    ) {
+        if self.is_others(task.peer) {
+            let priority = scheduler.priority(assignment).unwrap_or(limits::DEFAULT_PRIORITY);
+            self.lend_out(now, assignment, task, priority);
+        } else {
+            self.post(now, assignment, &task);
+        }
+    }
+
+    /// Nobody wants a task any more that such a worker was given.
+    pub(in crate::background) fn assignment_withdrawn<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        (peer, assignment): (Peer, AssignmentId),
+        out: &mut E,
+    ) {
+        if self.is_others(peer) {
+            self.withdraw_lent(scheduler, now, assignment, out);
+        } else {
+            self.withdraw_post(scheduler, now, (peer, assignment), out);
+        }
+    }
+
+    fn is_others(&self, peer: Peer) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.travel.is_others(peer))
     }
 
     /// Gives tasks of an action that wait here back to the bus, the newest first, until so many are left.
