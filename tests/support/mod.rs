@@ -3,7 +3,9 @@
 
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)] // Each test file uses its part of this.
 
+pub mod amqp;
 pub mod engines;
+pub mod sharing;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};

@@ -39,17 +39,18 @@ use reparto_protocol::{ErrorCode, TaskState, limits};
 
 pub use ask::{Ask, NewBackgroundTask};
 pub use engines::{EngineState, EngineStatus};
-pub(crate) use noted::{Noted, Outlet};
+pub(crate) use noted::{Answered, Assigned, Noted, Outlet};
 pub use opening::OpenedStore;
 use outgoing::Outgoing;
 pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords};
 pub use settings::StoreSettings;
-pub use sharing::SharingSettings;
-use sharing::{Claimant, Sharing};
+pub use sharing::{AmqpWorker, MOST_AMQP_WORKERS, SharingSettings};
+use sharing::{Claimant, Owed, Sharing};
 use waits::{Wait, Waits};
 use walk::Walk;
 
-use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, Time};
+use crate::bus::{Delivery, Tag};
+use crate::scheduler::{AssignmentId, Effect, Event, Payload, Peer, Scheduler, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
     Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds, ToPublish,
@@ -83,6 +84,8 @@ enum Look {
     Revived { peer: Peer, id: u64 },
     /// A worker has named it.
     Claim { peer: Peer },
+    /// Its outcome is owed to somebody.
+    Tell,
 }
 
 /// What a completion of the store's is to be followed by.
@@ -100,6 +103,8 @@ enum Pending {
         due: Option<i64>,
         /// The result, if it is one that ends the task.
         done: Option<Bytes>,
+        /// Whom its end is to be told, beside those who wait here.
+        owed: Option<Box<Owed>>,
     },
     Cancel {
         peer: Peer,
@@ -145,6 +150,30 @@ enum Pending {
     },
     Release(ToPublish),
     Sweep,
+    /// A task that a program has published.
+    TakeIn {
+        queue: Arc<str>,
+        delivery: Box<Delivery>,
+        task: ToPublish,
+        due: Option<i64>,
+    },
+    /// A message that is no task is to be put aside before it is taken.
+    Bury {
+        tag: Tag,
+    },
+    /// An outcome is on its way to whom it is owed.
+    Tell {
+        id: TaskId,
+    },
+    Settle,
+    /// A task is on its way to a worker that knows only AMQP.
+    Post {
+        assignment: AssignmentId,
+    },
+    /// Something is on its way to a balancer that has lent tasks to this one.
+    Home {
+        lender: Arc<str>,
+    },
 }
 
 /// How a task that is being accepted hangs on its client.
@@ -184,6 +213,8 @@ pub(crate) struct Keeper {
     upkeep_at: Time,
     stopping: bool,
     sharing: Option<Box<Sharing>>,
+    /// Bytes of a payload that a worker can be given, at most.
+    max_payload: usize,
 }
 
 /// The wall clock, in microseconds since 1970.
@@ -197,12 +228,13 @@ fn micros(time: Duration) -> i64 {
 }
 
 impl Keeper {
-    /// Sets opened stores to work. `wake` is called from their threads when there is something to take.
+    /// Sets opened stores to work, for tasks of up to `max_payload` bytes. `wake` is called from their threads when there is something to take.
     ///
     /// # Errors
     /// A thread or a second connection cannot be had.
     pub(crate) fn start(
         opened: OpenedStore,
+        max_payload: usize,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Result<Keeper, StoreError> {
         let OpenedStore { settings, store, blobs, sharing } = opened;
@@ -211,11 +243,16 @@ impl Keeper {
         let threads =
             StorageSettings { blob_threshold: settings.blob_threshold, ..StorageSettings::default() };
         let storage = Storage::start(store, Some(blobs), threads, move || wake())?;
-        Ok(Keeper::over(settings, storage, sharing))
+        Ok(Keeper::over(settings, storage, sharing, max_payload))
     }
 
     /// Puts itself between scheduler and storage.
-    fn over(settings: StoreSettings, storage: Storage, sharing: Option<Box<Sharing>>) -> Keeper {
+    fn over(
+        settings: StoreSettings,
+        storage: Storage,
+        sharing: Option<Box<Sharing>>,
+        max_payload: usize,
+    ) -> Keeper {
         Keeper {
             walk: Walk::new(settings.claim_time),
             settings,
@@ -236,6 +273,7 @@ impl Keeper {
             upkeep_at: Time(0),
             stopping: false,
             sharing,
+            max_payload,
         }
     }
 
@@ -350,6 +388,7 @@ impl Keeper {
             deadline_at: task.deadline.map(|deadline| now.saturating_add(micros(deadline))),
             backoff: Backoff { first_ms: task.backoff_first_ms, most_ms: task.backoff_most_ms },
             idempotency,
+            reply: None,
         };
         let kept = stored.clone();
         self.ties += usize::from(task.record);
@@ -457,7 +496,7 @@ impl Keeper {
             | Look::Describe { peer, id }
             | Look::Drop { peer, id }
             | Look::Revived { peer, id } => fail(out, peer, id, ErrorCode::StoreUnavailable, message),
-            Look::Outcome(_) | Look::Claim { .. } => {}
+            Look::Outcome(_) | Look::Claim { .. } | Look::Tell => {}
         }
     }
 
@@ -482,7 +521,7 @@ impl Keeper {
             self.walk_on(scheduler, now);
         }
         while let Some(noted) = out.take_note() {
-            self.take_note(now, noted, out);
+            self.take_note(scheduler, now, noted, out);
         }
         // What has ended makes room.
         self.claim_what_waits();
@@ -508,8 +547,15 @@ impl Keeper {
     }
 
     /// Takes a note of the scheduler's.
-    fn take_note<E: Outlet>(&mut self, now: Time, noted: Noted, out: &mut E) {
+    fn take_note<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, noted: Noted, out: &mut E) {
         match noted {
+            Noted::Assigned(assignment, task) => self.assigned(scheduler, now, assignment, *task),
+            Noted::Withdrawn { peer, assignment } => {
+                self.assignment_withdrawn(scheduler, now, (peer, assignment), out);
+            }
+            Noted::Asked { peer } => scheduler.handle(now, Event::Heard { peer }, out),
+            Noted::Answered { id, answered } => self.guest_has_ended(id, answered),
+            Noted::Progress { id, done, total, payload } => self.guest_goes_on(id, (done, total), payload),
             Noted::Started(id) => self.record(Operation::Start { id }, id, None),
             Noted::Requeued(id) => self.record(Operation::Requeue { id }, id, None),
             Noted::Refused(id) if self.give_up(id) => {}
@@ -536,11 +582,13 @@ impl Keeper {
                     }
                     return;
                 }
+                let owed = self.sharing.as_ref().and_then(|sharing| sharing.reply_of(id));
+                let owed = owed.map(|reply| Box::new(Owed { reply, state, failure: failure.clone() }));
                 self.left(id);
                 let done = (state == TaskState::Done).then(|| payload.clone());
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
-                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done });
+                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done, owed });
             }
             Noted::Claim { peer, id } if self.sharing.is_some() => self.claim_for(peer, id),
             Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
@@ -548,7 +596,7 @@ impl Keeper {
     }
 
     fn record(&mut self, operation: Operation, task: TaskId, due: Option<i64>) {
-        self.request(operation, Pending::Record { task, due, done: None });
+        self.request(operation, Pending::Record { task, due, done: None, owed: None });
     }
 
     /// Has those look whose time to wait is up.
@@ -645,7 +693,11 @@ impl Keeper {
         self.outgoing.is_empty()
             && confirming.is_none_or(|sharing| sharing.is_quiet())
             && !self.pending.values().any(|pending| match pending {
-                Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. } => true,
+                Pending::Accept { .. }
+                | Pending::Cancel { .. }
+                | Pending::Record { .. }
+                | Pending::TakeIn { .. }
+                | Pending::Settle => true,
                 // The bus may have confirmed it, and its client not be told yet.
                 Pending::Publish { .. } => confirming.is_some(),
                 _ => false,

@@ -149,9 +149,13 @@ impl Keeper {
     /// Refuses the new tasks among what is held back.
     fn refuse_held_back<E: Outlet>(&mut self, why: &str, out: &mut E) {
         for request in self.outgoing.take_new_tasks() {
-            if let Some(Pending::Accept { peer, id, client, .. }) = self.pending.remove(&request.token) {
-                self.ties -= usize::from(client != Tie::None);
-                fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
+            match self.pending.remove(&request.token) {
+                Some(Pending::Accept { peer, id, client, .. }) => {
+                    self.ties -= usize::from(client != Tie::None);
+                    fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
+                }
+                Some(Pending::TakeIn { delivery, .. }) => self.hand_back_delivery(delivery.tag),
+                _ => {}
             }
         }
     }
@@ -197,7 +201,8 @@ impl Keeper {
                 Some(Pending::Claim { id, from }) => {
                     self.claim_failed(scheduler, now, (id, from), out);
                 }
-                // Nobody waits for these.
+                Some(Pending::TakeIn { delivery, .. }) => self.hand_back_delivery(delivery.tag),
+                // Nobody waits for these, or they are the bus's.
                 Some(
                     Pending::TakeDue
                     | Pending::Upkeep
@@ -209,7 +214,12 @@ impl Keeper {
                     | Pending::Publish { .. }
                     | Pending::Republish
                     | Pending::Release(_)
-                    | Pending::Sweep,
+                    | Pending::Sweep
+                    | Pending::Bury { .. }
+                    | Pending::Tell { .. }
+                    | Pending::Settle
+                    | Pending::Post { .. }
+                    | Pending::Home { .. },
                 )
                 | None => {}
             }

@@ -145,7 +145,7 @@ impl Bench {
         let storage = Storage::start(store, None, settings, || {}).unwrap();
         Bench {
             can,
-            keeper: Keeper::over(StoreSettings::new("nowhere"), storage, sharing),
+            keeper: Keeper::over(StoreSettings::new("nowhere"), storage, sharing, 1 << 20),
             scheduler: Scheduler::new(Config::default()),
             effects: Effected::default(),
         }

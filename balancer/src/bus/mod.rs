@@ -45,10 +45,12 @@ pub struct Queue {
 pub enum QueueKind {
     /// Ours, durable and replicated (a quorum queue); made when it is first used.
     Durable,
-    /// Ours, in memory, gone when nobody has used it for a while; made when it is first used.
+    /// Ours, its messages in memory, gone when nobody has used it for a while; made when it is first used.
     Transient,
     /// Ours alone, in memory, gone with the consuming connection; made when it is consumed.
     Own,
+    /// Shared with other programs: durable; made if it is not there, and otherwise taken as they have made it.
+    Public,
     /// Somebody else's, or nobody's: never made here.
     Foreign,
 }
@@ -101,6 +103,9 @@ impl Tag {
     pub(crate) fn numbered(number: u64) -> Tag {
         Tag { connection: 1, number }
     }
+
+    /// For deliveries that came from nowhere.
+    pub(crate) const NOWHERE: Tag = Tag { connection: 0, number: 0 };
 }
 
 /// A message that came.
@@ -123,6 +128,16 @@ pub enum BusEvent {
     Confirmed(u64),
     /// The queue that the message of this token was for does not exist. Told of foreign and own queues alone.
     Unroutable(u64),
+    /// What the question of this token has found: messages that wait in the queue, and its consumers. Nothing while
+    /// there is no connection.
+    Counted {
+        /// The question's.
+        token: u64,
+        /// Messages that no consumer has been given.
+        messages: u32,
+        /// Consumers.
+        consumers: u32,
+    },
     /// A message has come.
     Delivered(Delivery),
     /// The consuming connection is lost: what it delivered and was not taken will come again, and its tags are void.
@@ -159,6 +174,8 @@ pub struct BusStatus {
 /// What the publishing thread is told.
 enum Publishing {
     Publish(Vec<(u64, Message)>),
+    /// Say what is in a queue, and who consumes it.
+    Count(u64, Queue),
     Stop,
 }
 
@@ -203,6 +220,7 @@ pub struct Bus {
     limits: BusLimits,
     /// What is told to the threads at the next [`flush`](Self::flush).
     outgoing: Vec<(u64, Message)>,
+    counts: Vec<(u64, Queue)>,
     consuming: Vec<Consuming>,
     to_publishing: Sender<Publishing>,
     to_consuming: Sender<Vec<Consuming>>,
@@ -252,6 +270,7 @@ impl Bus {
             shared,
             limits,
             outgoing: Vec::new(),
+            counts: Vec::new(),
             consuming: Vec::new(),
             to_publishing,
             to_consuming,
@@ -274,6 +293,12 @@ impl Bus {
         self.shared.unconfirmed.fetch_add(1, Ordering::AcqRel);
         self.shared.unconfirmed_bytes.fetch_add(message.memory(), Ordering::AcqRel);
         self.outgoing.push((token, message));
+    }
+
+    /// Asks how many messages a queue has, and how many consumers; the queue is made if it is not there. Ask no more than
+    /// is answered.
+    pub fn count(&mut self, token: u64, queue: Queue) {
+        self.counts.push((token, queue));
     }
 
     /// Begins a consumer of a queue, under a number that no other has. At most `prefetch` of its messages are under
@@ -309,6 +334,9 @@ impl Bus {
         // A thread that has ended was told to stop.
         if !self.outgoing.is_empty() {
             let _ = self.to_publishing.send(Publishing::Publish(std::mem::take(&mut self.outgoing)));
+        }
+        for (token, queue) in self.counts.drain(..) {
+            let _ = self.to_publishing.send(Publishing::Count(token, queue));
         }
         if !self.consuming.is_empty() {
             let _ = self.to_consuming.send(std::mem::take(&mut self.consuming));

@@ -20,15 +20,22 @@ impl<'a> Effects<'a> for Net {
     fn assign(&mut self, peer: Peer, assignment: AssignmentId, details: Assignment<'_>) {
         self.effects += 1;
         let now = self.now;
-        self.append(peer, |connection| {
+        let told = self.append(peer, |connection| {
             connection.session.assign(now, assignment, &details, &mut connection.output);
         });
+        if !told && peer.is_insider() {
+            self.notes.push_back(Noted::assigned(peer, assignment, &details));
+        }
     }
 
     #[inline]
     fn result(&mut self, peer: Peer, id: u64, payload: Payload<'a>) {
         self.effects += 1;
-        self.append(peer, |connection| connection.session.result(id, payload, &mut connection.output));
+        let told =
+            self.append(peer, |connection| connection.session.result(id, payload, &mut connection.output));
+        if !told && peer.is_insider() {
+            self.notes.extend(Noted::of(&Effect::Result { peer, id, payload }));
+        }
     }
 
     #[inline]
@@ -101,6 +108,10 @@ impl Net {
             | Effect::GoAway { peer }
             | Effect::Close { peer, .. } => *peer,
         };
+        if peer.is_insider() {
+            self.notes.extend(Noted::of(&effect));
+            return;
+        }
         let closing = matches!(effect, Effect::Close { .. });
         let told = self.append(peer, |connection| connection.session.encode(effect, &mut connection.output));
         if told && closing {

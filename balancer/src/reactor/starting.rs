@@ -52,7 +52,8 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
                 // It fails when the balancer is gone, and then nobody waits for it.
                 let _ = waker.wake();
             };
-            Some(Box::new(Keeper::start(store, wake)?))
+            let max_payload = usize::try_from(settings.max_frame_bytes).unwrap_or(usize::MAX);
+            Some(Box::new(Keeper::start(store, max_payload, wake)?))
         }
         None => None,
     };

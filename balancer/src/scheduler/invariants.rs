@@ -116,7 +116,8 @@ impl Scheduler {
         }
         assert_eq!(waits, self.owed, "someone is owed an answer by no task");
         assert_eq!(self.worker_ids.len(), self.workers.len());
-        let workers = self.peers.iter().filter(|row| matches!(row.role, Role::Worker(_))).count();
+        let roles = self.peers.iter().map(|row| row.role).chain(self.insiders.values().copied());
+        let workers = roles.filter(|role| matches!(role, Role::Worker(_))).count();
         assert_eq!(workers, self.workers.len());
         let looked_at = self.workers.iter().filter(|(_, worker)| worker.check_at.0 != u64::MAX).count();
         assert_eq!(self.checks.len(), looked_at);

@@ -49,7 +49,7 @@ impl Shared {
         sharing.consumers.insert(CONSUMER, (action, 1));
         let body = Bytes::copy_from_slice(&TASK.0);
         let delivery = Delivery { consumer: CONSUMER, tag, body, properties: Properties::default() };
-        sharing.delivered(Time(0), &delivery);
+        sharing.delivered(Time(0), delivery);
     }
 
     fn hand_over(&mut self) {

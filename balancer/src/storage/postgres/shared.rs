@@ -263,8 +263,10 @@ impl Work<'_> {
         let mut rest = operations;
         while let Some(first) = rest.first() {
             let is_claim = |operation: &Operation| matches!(operation, Operation::Claim { .. });
+            let settles = |operation: &Operation| matches!(operation, Operation::Settle { .. });
             let end = match first {
                 Operation::Claim { .. } => rest.iter().position(|operation| !is_claim(operation)),
+                Operation::Settle { .. } => rest.iter().position(|operation| !settles(operation)),
                 Operation::Sweep { .. } => Some(1),
                 about_tables if is_about_tables(about_tables) => Some(1),
                 _ => rest.iter().position(is_about_tables),
@@ -273,6 +275,9 @@ impl Work<'_> {
             match first {
                 Operation::Claim { .. } => {
                     answers.append(&mut sweep::claim(transaction, statements, id, run)?);
+                }
+                Operation::Settle { .. } => {
+                    answers.append(&mut sweep::settle(transaction, statements, run)?);
                 }
                 Operation::Sweep { now, limit } => {
                     let answer = self.sweeping.step(
