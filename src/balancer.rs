@@ -33,7 +33,8 @@ const REACTOR_FILES: u64 = 4;
 
 /// Takes tasks from clients and gives each to the worker best placed to run it.
 ///
-/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`. While another balancer leads
+/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`, and `lines=ADDR` for each
+/// --lines. While another balancer leads
 /// the same PostgreSQL database it serves nobody, and says on standard error who leads. SIGTERM or SIGINT stops
 /// it: tasks that run have --grace to end, the others are answered `shutting_down`, and it exits with 0. A second
 /// signal ends it at once.
@@ -42,6 +43,13 @@ const REACTOR_FILES: u64 = 4;
 Example, a balancer for this machine, then one for a network, from a file:
   reparto balancer
   reparto balancer --clients 0.0.0.0:8888 --workers 0.0.0.0:8889 --config balancer.toml
+
+One that netcat and scripts of a few lines can use, too:
+  reparto balancer --lines 127.0.0.1:8891
+  echo 'upper hola' | nc -N 127.0.0.1 8891
+
+In front of servers that answer JSON lines:
+  reparto balancer --lines 127.0.0.1:8891 --lines-action greet --upstream lines://127.0.0.1:9001 --upstream lines://127.0.0.1:9002
 
 On two hosts, one that leads and one that stands by and takes over:
   export REPARTO_BALANCER_STORE=postgres://reparto:PASSWORD@db.example/reparto
@@ -65,6 +73,20 @@ pub(crate) struct Args {
     /// Where workers connect; port 0 picks a free one [default: 127.0.0.1:8889]
     #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_WORKERS")]
     workers: Option<String>,
+
+    /// Where clients and workers connect that speak lines of text (JSON, pipes or plain words), such as netcat; may be given
+    /// several times [default: nowhere]
+    #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_LINES", value_delimiter = ',')]
+    lines: Vec<String>,
+
+    /// The action of lines that name none [default: default]
+    #[arg(long, value_name = "ACTION", env = "REPARTO_BALANCER_LINES_ACTION")]
+    lines_action: Option<String>,
+
+    /// A server that listens and answers JSON lines, to connect to and give tasks to:
+    /// lines://HOST:PORT[?actions=a,b&threads=N]; may be given several times
+    #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_UPSTREAM", value_delimiter = ' ')]
+    upstream: Vec<String>,
 
     /// Folder in which background tasks and their results are kept [default: reparto-data]
     #[arg(long, value_name = "DIR", env = "REPARTO_BALANCER_DATA")]
@@ -196,6 +218,9 @@ enum UnknownActionName {
 struct File {
     clients: Option<String>,
     workers: Option<String>,
+    lines: Option<Vec<String>>,
+    lines_action: Option<String>,
+    upstream: Option<Vec<String>>,
     data: Option<PathBuf>,
     store: Option<String>,
     blobs: Option<String>,
@@ -273,6 +298,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let store = match open_store(&settings, &signals) {
         Ok(Waited::Open(store)) => store,
         Ok(Waited::Stopped) => return ExitCode::SUCCESS,
+        Err(error @ BalancerError::Setting { .. }) => return fail(WRONG_USAGE, &error.to_string()),
         Err(error) => return fail(FAILED, &error.to_string()),
     };
     let settings = within_open_files(settings, raise_open_files_limit());
@@ -342,7 +368,11 @@ fn fail(code: u8, sentence: &str) -> ExitCode {
 
 fn say_ready(balancer: &Balancer) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "ready clients={} workers={}", balancer.clients_addr(), balancer.workers_addr())?;
+    write!(out, "ready clients={} workers={}", balancer.clients_addr(), balancer.workers_addr())?;
+    for lines in balancer.lines_addrs() {
+        write!(out, " lines={lines}")?;
+    }
+    writeln!(out)?;
     out.flush()
 }
 
@@ -365,6 +395,15 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
     }
     if let Some(text) = args.workers.as_ref().or(file.workers.as_ref()) {
         settings.workers = address("workers", text)?;
+    }
+    for text in several(&args.lines, file.lines.as_ref()) {
+        settings.lines.push(address("lines", text)?);
+    }
+    for text in several(&args.upstream, file.upstream.as_ref()) {
+        settings.upstreams.push(text.parse().map_err(|sentence| format!("--upstream {sentence}"))?);
+    }
+    if let Some(action) = args.lines_action.as_ref().or(file.lines_action.as_ref()) {
+        settings.lines_action.clone_from(action);
     }
     if let Some(size) = args.max_frame.or(file.max_frame.map(|size| size.0)) {
         let bytes = u32::try_from(size).map_err(|_| format!("--max-frame {size} is more than 1GiB"))?;
@@ -403,6 +442,11 @@ fn set<T>(place: &mut T, flag: Option<T>, file: Option<T>) {
     if let Some(value) = flag.or(file) {
         *place = value;
     }
+}
+
+/// What was given several times: as flags or in a variable, or else in the file.
+fn several<'a>(flags: &'a [String], file: Option<&'a Vec<String>>) -> &'a [String] {
+    if flags.is_empty() { file.map_or(&[], Vec::as_slice) } else { flags }
 }
 
 fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
@@ -460,6 +504,23 @@ mod tests {
         assert_eq!(settings.scheduler.heartbeat, Duration::from_secs(5));
         assert_eq!(settings.reactors, 2);
         assert_eq!(settings.clients.port(), 8888);
+    }
+
+    #[test]
+    fn lines_and_upstreams_are_given_several_times_and_flags_replace_those_of_the_file() {
+        let file = file(
+            "lines = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\nlines_action = \"greet\"\nupstream = [\"lines://a:1?threads=2\"]",
+        )
+        .expect("a good file");
+        let given = settings(&Args::default(), &file).expect("good settings");
+        assert_eq!((given.lines.len(), &*given.lines_action), (2, "greet"));
+        assert_eq!((&*given.upstreams[0].host, given.upstreams[0].threads), ("a", 2));
+        let args =
+            Args { lines: vec!["127.0.0.1:3".into()], upstream: vec!["lines://b".into()], ..Args::default() };
+        let wrong = settings(&args, &file).expect_err("an upstream has a port");
+        assert!(wrong.starts_with("--upstream 'lines://b' is no upstream: there is no port"), "{wrong}");
+        let args = Args { lines: vec!["127.0.0.1:3".into()], ..Args::default() };
+        assert_eq!(settings(&args, &file).expect("good settings").lines.len(), 1);
     }
 
     #[test]

@@ -416,9 +416,10 @@ impl Member {
     }
 }
 
-/// Reads `ready clients=ADDR workers=ADDR`.
+/// Reads `ready clients=ADDR workers=ADDR`, and what may come behind.
 fn addresses(line: &str) -> Option<(&str, &str)> {
-    let (clients, workers) = line.strip_prefix("ready clients=")?.split_once(" workers=")?;
+    let (clients, rest) = line.strip_prefix("ready clients=")?.split_once(" workers=")?;
+    let workers = rest.split_once(' ').map_or(rest, |(workers, _)| workers);
     Some((clients, workers))
 }
 
@@ -430,6 +431,10 @@ mod tests {
     fn the_balancers_ready_line_gives_both_addresses() {
         assert_eq!(
             addresses("ready clients=127.0.0.1:5 workers=127.0.0.1:6"),
+            Some(("127.0.0.1:5", "127.0.0.1:6"))
+        );
+        assert_eq!(
+            addresses("ready clients=127.0.0.1:5 workers=127.0.0.1:6 lines=127.0.0.1:7"),
             Some(("127.0.0.1:5", "127.0.0.1:6"))
         );
         assert_eq!(addresses("ready"), None);

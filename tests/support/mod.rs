@@ -270,8 +270,15 @@ impl Balancer {
     pub fn from_command(command: Command) -> Balancer {
         let mut process = Process::start(command);
         let addresses = process.line_after("ready clients=");
-        let (clients, workers) = addresses.split_once(" workers=").unwrap();
+        let (clients, rest) = addresses.split_once(" workers=").unwrap();
+        let workers = rest.split(' ').next().unwrap();
         Balancer { clients: clients.to_owned(), workers: workers.to_owned(), process }
+    }
+
+    /// Where it listens for lines, with `--lines`.
+    pub fn lines(&self) -> String {
+        let said = self.process.stdout();
+        said.trim_ascii_end().rsplit_once(" lines=").unwrap().1.to_owned()
     }
 
     /// A balancer on the addresses of a former one. For a moment a connection of another test may have one of the

@@ -161,9 +161,13 @@ impl Connection {
         self.write_blocked || self.output.weight() > self.output.len()
     }
 
-    /// Whether all that the peer has asked for is answered.
+    /// Whether the peer says nothing more, and all that it has asked for is answered.
     pub(super) fn is_settled(&self) -> bool {
-        self.input.is_empty() && !self.waiting && self.session.is_settled()
+        self.input_over
+            && self.phase == Phase::Open
+            && self.input.is_empty()
+            && !self.waiting
+            && self.session.is_settled()
     }
 
     /// Moves bytes from `chunk` behind what is there of an unfinished frame, up to that frame's end. Gives the

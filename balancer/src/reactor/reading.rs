@@ -39,7 +39,9 @@ impl<D: Decider> Reactor<D> {
             let bytes = parked.len();
             self.take_in(peer, &parked);
             self.net.queue_again(peer);
-            self.net.look_at(peer);
+            if self.net.connections.get_mut(peer).is_some_and(|connection| connection.input_over) {
+                self.net.look_at(peer);
+            }
             return bytes;
         }
         if !connection.readable {

@@ -62,7 +62,7 @@ impl<D: Decider> Reactor<D> {
             if connection.phase == Phase::Closing {
                 return self.end_sending(peer);
             }
-            if connection.input_over && connection.is_settled() {
+            if connection.is_settled() {
                 return self.end_settled(peer);
             }
         } else {
