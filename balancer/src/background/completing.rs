@@ -437,6 +437,7 @@ impl Keeper {
             priority: stored.task.priority,
             deadline,
             max_attempts: stored.task.max_attempts,
+            key: &[],
             spent: stored.attempts,
             backoff_first_ms: stored.task.backoff.first_ms,
             backoff_most_ms: stored.task.backoff.most_ms,

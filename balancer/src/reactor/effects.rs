@@ -8,7 +8,7 @@ use super::net::Net;
 use super::turn::Reactor;
 use crate::background::{Noted, Outlet};
 use crate::dialect::Answer;
-use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, ProgressKind};
 
 impl<'a> Effects<'a> for Net {
     fn push(&mut self, effect: Effect<'a>) {
@@ -55,12 +55,16 @@ impl Net {
                 self.stopped = true;
                 return;
             }
-            Effect::Progress { peer, .. } if self.is_full(*peer) => return,
+            Effect::Progress { peer, kind: ProgressKind::Report, .. } if self.is_full(*peer) => return,
             Effect::Assign { peer, .. }
             | Effect::CancelAssignment { peer, .. }
             | Effect::Result { peer, .. }
             | Effect::Fail { peer, .. }
             | Effect::Progress { peer, .. }
+            | Effect::Created { peer, .. }
+            | Effect::Refused { peer, .. }
+            | Effect::NoTask { peer }
+            | Effect::Wake { peer }
             | Effect::Acknowledge { peer, .. }
             | Effect::Ping { peer }
             | Effect::Unwanted { peer, .. }

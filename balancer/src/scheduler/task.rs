@@ -80,6 +80,24 @@ pub(super) struct Extra {
     pub(super) waiting: u32,
     /// What background tasks have. They have no key and no waiters.
     pub(super) background: Option<Background>,
+    /// When its present run ends if its worker has set a limit; [`Task::NEVER`] otherwise.
+    pub(super) run_until: Time,
+    /// How much its worker has last said is done, and of how much.
+    pub(super) progress: (u64, u64),
+}
+
+impl Extra {
+    /// Nothing beside what every task has.
+    pub(super) fn new() -> Self {
+        Extra {
+            key: Box::default(),
+            waiters: List::new(),
+            waiting: 0,
+            background: None,
+            run_until: Task::NEVER,
+            progress: (0, 0),
+        }
+    }
 }
 
 /// Someone who waits for a task beside the first.
@@ -119,8 +137,26 @@ impl Task {
         };
     }
 
+    /// What few tasks have, begun if need be.
+    pub(super) fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_with(|| Box::new(Extra::new()))
+    }
+
+    /// When it must have ended at its worker, for its own deadline's sake or for the limit on its run.
+    pub(super) fn ends_by(&self) -> Time {
+        self.extra.as_ref().map_or(self.deadline, |extra| self.deadline.min(extra.run_until))
+    }
+
     pub(super) fn key(&self) -> &[u8] {
         self.extra.as_ref().map_or(&[], |extra| &extra.key)
+    }
+
+    /// The key that a worker is told.
+    pub(super) fn told_key(&self) -> &[u8] {
+        self.extra.as_ref().map_or(&[], |extra| match &extra.background {
+            Some(background) => &background.key,
+            None => &extra.key,
+        })
     }
 
     pub(super) fn background(&self) -> Option<&Background> {

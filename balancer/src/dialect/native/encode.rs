@@ -37,7 +37,15 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
         Effect::Unwanted { id, .. } => {
             put_bare(&Message::Cancel(Cancel { id: 0, task_id: Some(id), recall: false }), out);
         }
-        Effect::Assign { .. } | Effect::Note { .. } | Effect::Claim { .. } | Effect::Stopped => {}
+        // The last ones are for dialects whose tasks are announced and whose workers pull.
+        Effect::Assign { .. }
+        | Effect::Note { .. }
+        | Effect::Claim { .. }
+        | Effect::Stopped
+        | Effect::Created { .. }
+        | Effect::Refused { .. }
+        | Effect::NoTask { .. }
+        | Effect::Wake { .. } => {}
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Batch;
 use super::parts::{Part, Parts, Text};
 use crate::background::Ask;
-use crate::scheduler::{AssignmentId, BackgroundId, Event, Finish, Peer, Registration, Submission};
+use crate::scheduler::{AssignmentId, BackgroundId, Event, Finish, Peer, ProgressKind, Pull, Registration, Submission};
 
 /// Rows whose memory an emptied batch keeps.
 const KEPT_ROWS: usize = 32 * 1024;
@@ -79,9 +79,18 @@ enum Row {
         service_ns: Option<u64>,
         payload: Part,
     },
+    PullerJoined {
+        peer: Peer,
+        from: Text,
+    },
+    Pull {
+        peer: Peer,
+        pull: PullRow,
+    },
     Progress {
         peer: Peer,
         assignment: AssignmentId,
+        kind: ProgressKind,
         done: u64,
         total: u64,
         payload: Part,
@@ -117,6 +126,7 @@ struct TaskRow {
     wait: Option<Duration>,
     priority: u8,
     max_attempts: u8,
+    announced: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +141,16 @@ struct RegistrationRow {
     actions: (u32, u32),
     /// The same of the tasks that it names.
     held: (u32, u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum PullRow {
+    Name(Text),
+    CanDo { action: Text, limit: Option<Duration> },
+    CantDo { action: Text },
+    Reset,
+    Grab { form: u8 },
+    Sleep,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +171,8 @@ pub(super) fn peer_of(event: &Event<'_>) -> Option<Peer> {
         | Event::Drain { peer, .. }
         | Event::Finished { peer, .. }
         | Event::Progress { peer, .. }
+        | Event::PullerJoined { peer, .. }
+        | Event::Pull { peer, .. }
         | Event::Heard { peer }
         | Event::Gone { peer } => Some(peer),
         // What the store says is said where the scheduler is.
@@ -176,6 +198,7 @@ impl EventBatch {
                     wait: task.wait,
                     priority: task.priority,
                     max_attempts: task.max_attempts,
+                    announced: task.announced,
                 },
             },
             Event::Finished { peer, assignment, finish, service_ns, payload } => Row::Finished {
@@ -204,9 +227,14 @@ impl EventBatch {
                 Row::Register { peer, registration: self.registration_row(registration) }
             }
             Event::Drain { peer, request, resume } => Row::Drain { peer, request, resume },
-            Event::Progress { peer, assignment, done, total, payload } => {
-                Row::Progress { peer, assignment, done, total, payload: self.parts.add_payload(payload) }
+            Event::Progress { peer, assignment, kind, done, total, payload } => {
+                let payload = self.parts.add_payload(payload);
+                Row::Progress { peer, assignment, kind, done, total, payload }
             }
+            Event::PullerJoined { peer, from } => {
+                Row::PullerJoined { peer, from: self.parts.add_text(from) }
+            }
+            Event::Pull { peer, pull } => Row::Pull { peer, pull: self.pull_row(pull) },
             // Two have rows of their own in `push`, and what the store says is said where the scheduler is: those
             // come here never.
             Event::Submit { peer, .. }
@@ -218,6 +246,28 @@ impl EventBatch {
             }
             Event::Gone { peer } => Row::Gone { peer },
             Event::Shutdown { grace } => Row::Shutdown { grace },
+        }
+    }
+
+    fn pull_row(&mut self, pull: Pull<'_>) -> PullRow {
+        match pull {
+            Pull::Name(name) => PullRow::Name(self.parts.add_text(name)),
+            Pull::CanDo { action, limit } => PullRow::CanDo { action: self.parts.add_text(action), limit },
+            Pull::CantDo { action } => PullRow::CantDo { action: self.parts.add_text(action) },
+            Pull::Reset => PullRow::Reset,
+            Pull::Grab { form } => PullRow::Grab { form },
+            Pull::Sleep => PullRow::Sleep,
+        }
+    }
+
+    fn pull(&self, row: PullRow) -> Pull<'_> {
+        match row {
+            PullRow::Name(name) => Pull::Name(self.parts.text(name)),
+            PullRow::CanDo { action, limit } => Pull::CanDo { action: self.parts.text(action), limit },
+            PullRow::CantDo { action } => Pull::CantDo { action: self.parts.text(action) },
+            PullRow::Reset => Pull::Reset,
+            PullRow::Grab { form } => Pull::Grab { form },
+            PullRow::Sleep => Pull::Sleep,
         }
     }
 
@@ -268,6 +318,7 @@ impl EventBatch {
                     wait: task.wait,
                     key: self.parts.get(task.key),
                     max_attempts: task.max_attempts,
+                    announced: task.announced,
                 },
             },
             Row::Finished { peer, assignment, finish, service_ns, payload } => Event::Finished {
@@ -288,9 +339,11 @@ impl EventBatch {
                 Event::Register { peer, registration: self.registration(registration) }
             }
             Row::Drain { peer, request, resume } => Event::Drain { peer, request, resume },
-            Row::Progress { peer, assignment, done, total, payload } => {
-                Event::Progress { peer, assignment, done, total, payload: self.parts.payload(payload) }
+            Row::Progress { peer, assignment, kind, done, total, payload } => {
+                Event::Progress { peer, assignment, kind, done, total, payload: self.parts.payload(payload) }
             }
+            Row::PullerJoined { peer, from } => Event::PullerJoined { peer, from: self.parts.text(from) },
+            Row::Pull { peer, pull } => Event::Pull { peer, pull: self.pull(pull) },
             Row::Heard { peer } => Event::Heard { peer },
             Row::Gone { peer } => Event::Gone { peer },
             Row::Shutdown { grace } => Event::Shutdown { grace },
