@@ -18,17 +18,58 @@ use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, P
 
 pub mod native;
 mod output;
+mod owned;
 
 pub use native::status_report;
 pub use output::{Output, SHARED_PAYLOAD_BYTES};
+pub use owned::{OwnedEvent, OwnedRegistration, OwnedTask};
 
-/// Which listener a connection came to.
+/// Which listener a connection came to, and so which dialect it speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listener {
-    /// The one for clients.
+    /// The one for clients, who speak the native dialect.
     Clients,
-    /// The one for workers.
+    /// The one for workers, who speak the native dialect.
     Workers,
+}
+
+impl Listener {
+    /// How many kinds there are.
+    pub const KINDS: usize = 2;
+
+    /// Which of the kinds it is, from 0.
+    pub fn kind(self) -> usize {
+        self as usize
+    }
+
+    /// Its name, which is that of the flag with its address.
+    pub fn name(self) -> &'static str {
+        match self {
+            Listener::Clients => "clients",
+            Listener::Workers => "workers",
+        }
+    }
+}
+
+/// What a connection's peer is to the scheduler, as far as it has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerKind {
+    /// It has not said.
+    Unknown,
+    /// It submits tasks.
+    Client,
+    /// It runs tasks.
+    Worker,
+    /// It does both.
+    Both,
+}
+
+impl PeerKind {
+    /// Whether it runs tasks.
+    #[inline]
+    pub fn is_worker(self) -> bool {
+        matches!(self, PeerKind::Worker | PeerKind::Both)
+    }
 }
 
 /// What sessions need to know of the balancer they belong to. The same for all of them.
@@ -95,7 +136,7 @@ pub enum Answer {
         /// Why, for programs.
         code: ErrorCode,
         /// Why, for people.
-        message: &'static str,
+        message: Cow<'static, str>,
     },
 }
 
@@ -108,6 +149,8 @@ pub enum Step<'a> {
     Nothing,
     /// A frame that the scheduler must hear of.
     Event(Event<'a>),
+    /// The same, where the event's parts do not lie in the bytes as the scheduler wants them.
+    Owned(Box<OwnedEvent>),
     /// Tasks of one action that follow each other, of which each is an [`Event::Submit`].
     Tasks(native::Tasks<'a>),
     /// Results that follow each other, of which each is an [`Event::Finished`].
@@ -116,6 +159,10 @@ pub enum Step<'a> {
     Ask(Ask),
     /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
     Answer(Answer, Option<Event<'a>>),
+    /// The session takes no more until something is answered, as [`Session::is_full`] will say. What comes waits.
+    Full,
+    /// The peer wants nothing more. The connection ends once all is answered; what else came is thrown away.
+    End,
 }
 
 /// A connection's state in the dialect that it speaks.
@@ -126,38 +173,68 @@ pub enum Session {
 }
 
 impl Session {
-    /// A session of the native dialect, for a connection that has just come to a listener.
-    pub fn native(listener: Listener) -> Session {
-        Session::Native(native::Session::new(listener))
+    /// A session for a connection that has just come to a listener.
+    pub fn new(listener: Listener) -> Session {
+        match listener {
+            Listener::Clients | Listener::Workers => Session::Native(native::Session::new(listener)),
+        }
     }
 
-    /// Which listener the connection came to.
-    pub fn listener(&self) -> Listener {
+    /// What the peer is to the scheduler.
+    #[inline]
+    pub fn kind(&self) -> PeerKind {
         match self {
-            Session::Native(session) => session.listener(),
+            Session::Native(session) => session.kind(),
         }
     }
 
     /// Whether the peer has said all that it must say before it takes part: the scheduler knows it.
+    #[inline]
     pub fn joined(&self) -> bool {
         match self {
             Session::Native(session) => session.joined(),
         }
     }
 
-    /// The length of the frame that begins `buffer`, in bytes, as far as these bytes tell. Never less than one.
+    /// The peer has closed its sending side, or said [`Step::End`]. If it is to get the answers that it waits for all the
+    /// same, this gives what ends the frame that it had begun; `None` if the connection is over.
+    pub fn half_close(&mut self) -> Option<&'static [u8]> {
+        match self {
+            Session::Native(_) => None,
+        }
+    }
+
+    /// Whether nothing that the peer asked for waits to be answered. Only asked of one that closed its sending side.
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Session::Native(_) => true,
+        }
+    }
+
+    /// Whether it takes nothing until something is answered, after [`Step::Full`].
+    pub fn is_full(&self) -> bool {
+        match self {
+            Session::Native(_) => false,
+        }
+    }
+
+    /// The length of the frame that begins with `kept` and goes on with `rest`, in bytes, as far as these bytes tell.
+    /// Never less than one, and more than there are if the frame is not whole. Where it is within `kept` and `rest`, no
+    /// byte of another frame is within it.
     ///
     /// # Errors
     /// Bytes that cannot begin a frame that may come now. So a bad header does not wait for the frame's end.
-    pub fn frame_bytes(&self, context: &Context, buffer: &[u8]) -> Result<usize, Refusal> {
+    #[inline]
+    pub fn frame_bytes(&self, context: &Context, kept: &[u8], rest: &[u8]) -> Result<usize, Refusal> {
+        let _ = rest;
         match self {
-            Session::Native(session) => session.frame_bytes(context, buffer),
+            Session::Native(session) => session.frame_bytes(context, kept),
         }
     }
 
     /// Takes the frame that begins at `from` in `chunk`, and moves `from` behind it: what does it ask for? For
     /// [`Step::Incomplete`] it stays, as it does for [`Step::Tasks`] and [`Step::Results`]: behind what was taken of
-    /// those, they say where the next frame begins.
+    /// those, they say where the next frame begins. It may stay for other steps, too, if the frame asks for several.
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
@@ -177,7 +254,7 @@ impl Session {
     /// Writes down an effect that concerns this connection; [`assign`](Self::assign) does it for
     /// [`Effect::Assign`].
     #[inline]
-    pub fn encode(&self, effect: Effect<'_>, out: &mut Output) {
+    pub fn encode(&mut self, effect: Effect<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::encode(effect, out),
         }
@@ -185,7 +262,7 @@ impl Session {
 
     /// Writes down an assignment to this connection.
     #[inline]
-    pub fn assign(&self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
+    pub fn assign(&mut self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
         }
@@ -193,28 +270,28 @@ impl Session {
 
     /// Writes down a result for this connection, as [`encode`](Self::encode) does for [`Effect::Result`].
     #[inline]
-    pub fn result(&self, id: u64, payload: Payload<'_>, out: &mut Output) {
+    pub fn result(&mut self, id: u64, payload: Payload<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::result(id, payload, out),
         }
     }
 
     /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
-    pub fn answer(&self, context: &Context, answer: &Answer, out: &mut Output) {
+    pub fn answer(&mut self, context: &Context, answer: &Answer, out: &mut Output) {
         match self {
             Session::Native(_) => native::answer(context, answer, out),
         }
     }
 
     /// Writes down a page of the status report, as [`status_report`] gives it, for the question of this number.
-    pub fn report(&self, id: u64, report: &Bytes, out: &mut Output) {
+    pub fn report(&mut self, id: u64, report: &Bytes, out: &mut Output) {
         match self {
             Session::Native(_) => native::report(id, report, out),
         }
     }
 
     /// Writes down why the connection ends.
-    pub fn refuse(&self, refusal: &Refusal, out: &mut Output) {
+    pub fn refuse(&mut self, refusal: &Refusal, out: &mut Output) {
         match self {
             Session::Native(_) => native::refuse(refusal, out),
         }

@@ -33,6 +33,8 @@ pub struct Output {
     queued_bytes: usize,
     /// Where small things are appended.
     tail: BytesMut,
+    /// Bytes that the dialect keeps beside this, and which count as if they waited here.
+    beside: usize,
 }
 
 impl Output {
@@ -40,6 +42,23 @@ impl Output {
     #[inline]
     pub fn len(&self) -> usize {
         self.queued_bytes + self.tail.len()
+    }
+
+    /// Bytes that wait, and those that the dialect keeps beside them.
+    #[inline]
+    pub fn weight(&self) -> usize {
+        self.len() + self.beside
+    }
+
+    /// Counts bytes that the dialect keeps for this connection beside what waits here, such as an answer that may not
+    /// go before another: they are held to the same bounds.
+    pub fn keep_beside(&mut self, bytes: usize) {
+        self.beside += bytes;
+    }
+
+    /// Bytes that were kept beside are kept no more.
+    pub fn drop_beside(&mut self, bytes: usize) {
+        self.beside = self.beside.saturating_sub(bytes);
     }
 
     /// Whether nothing waits.

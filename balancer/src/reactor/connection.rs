@@ -63,11 +63,15 @@ pub(super) enum Flushed {
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) session: Session,
+    /// Where it came from.
+    pub(super) listener: Listener,
     pub(super) phase: Phase,
     /// Bytes may be there to be read.
     pub(super) readable: bool,
     /// The peer has closed its side, so reading must go on until the end is seen.
     pub(super) ending: bool,
+    /// The peer says nothing more, and is to have what it waits for all the same. What still comes is thrown away.
+    pub(super) input_over: bool,
     /// In the list of those to be read from.
     pub(super) queued: bool,
     /// In the list of those to be flushed.
@@ -78,6 +82,8 @@ pub(super) struct Connection {
     pub(super) paused: bool,
     /// It has asked for something that comes from another reactor, and is not served until it has come.
     pub(super) waiting: bool,
+    /// Its session takes nothing more until something is answered.
+    pub(super) full: bool,
     /// `input` begins with frames that are whole, left for a later turn.
     pub(super) parked: bool,
     /// To be closed as soon as no effect is being carried out. Nothing is written to it any more.
@@ -101,15 +107,18 @@ impl Connection {
     pub(super) fn new(stream: TcpStream, listener: Listener, now: Time) -> Self {
         Connection {
             stream,
-            session: Session::native(listener),
+            session: Session::new(listener),
+            listener,
             phase: Phase::Open,
             readable: false,
             ending: false,
+            input_over: false,
             queued: false,
             touched: false,
             write_blocked: false,
             paused: false,
             waiting: false,
+            full: false,
             parked: false,
             doomed: false,
             since: now,
@@ -128,6 +137,23 @@ impl Connection {
         self.phase == Phase::Open && !self.doomed
     }
 
+    /// Whether it is not read from for now.
+    #[inline]
+    pub(super) fn is_held_up(&self) -> bool {
+        self.paused || self.waiting || self.full
+    }
+
+    /// Whether something waits for it that the peer could have made go: bytes that it does not read, or answers behind
+    /// one that takes long.
+    pub(super) fn is_behind(&self) -> bool {
+        self.write_blocked || self.output.weight() > self.output.len()
+    }
+
+    /// Whether all that the peer has asked for is answered.
+    pub(super) fn is_settled(&self) -> bool {
+        self.input.is_empty() && !self.waiting && self.session.is_settled()
+    }
+
     /// Moves bytes from `chunk` behind what is there of an unfinished frame, up to that frame's end. Gives the
     /// frame once it is whole.
     ///
@@ -142,11 +168,11 @@ impl Connection {
         from: &mut usize,
     ) -> Result<Option<Bytes>, Refusal> {
         loop {
-            let length = self.session.frame_bytes(context, &self.input)?;
+            let rest = &chunk[*from..];
+            let length = self.session.frame_bytes(context, &self.input, rest)?;
             if self.input.len() >= length {
                 return Ok(Some(Bytes::from(std::mem::take(&mut self.input))));
             }
-            let rest = &chunk[*from..];
             if rest.is_empty() {
                 return Ok(None);
             }
@@ -163,7 +189,7 @@ impl Connection {
     /// # Errors
     /// As [`Session::frame_bytes`].
     pub(super) fn keep(&mut self, context: &Context, rest: &[u8]) -> Result<(), Refusal> {
-        let length = self.session.frame_bytes(context, rest)?;
+        let length = self.session.frame_bytes(context, rest, &[])?;
         grow(&mut self.input, rest.len(), length);
         self.input.extend_from_slice(rest);
         Ok(())

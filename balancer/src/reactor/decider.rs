@@ -242,9 +242,9 @@ mod tests {
     fn of_a_run_one_frame_at_least_is_taken_also_by_one_that_is_full() {
         let address = ([127, 0, 0, 1], 1).into();
         let poll = mio::Poll::new().expect("a poll");
-        let mut net = Net::new(poll, [address; 2], Settings::default(), None);
+        let mut net = Net::new(poll, (address, address), Settings::default(), None);
         let peer = Peer { index: 0, generation: 1 };
-        let mut session = Session::native(Listener::Clients);
+        let mut session = Session::new(Listener::Clients);
         let mut wire = BytesMut::new();
         let hello =
             Hello { version: limits::VERSION, role: Role::Client, features: 0, agent: "", token: &[] };

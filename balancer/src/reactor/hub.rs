@@ -401,7 +401,8 @@ mod tests {
         let (events_out, events_in) = mailbox(&bells[1], &bells[0]);
         let (effects_out, effects_in) = mailbox(&bells[0], &bells[1]);
         hub.connect(effects_out, events_in);
-        let net = Net::new(poll, [([127, 0, 0, 1], 1).into(); 2], Settings::default(), None);
+        let address = ([127, 0, 0, 1], 1).into();
+        let net = Net::new(poll, (address, address), Settings::default(), None);
         (hub, net, events_out, effects_in)
     }
 

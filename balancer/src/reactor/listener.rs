@@ -1,4 +1,4 @@
-//! Accepting: the two listeners, and what happens at the bounds on connections and open files.
+//! Accepting: the listeners, and what happens at the bounds on connections and open files.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::deadlines::Deadlines;
 use super::decider::Decider;
 use super::net::Net;
-use super::turn::{LISTENERS, Reactor, token_of};
+use super::turn::{FIRST_LISTENER, Reactor, token_of};
 use super::{BalancerError, Settings};
 use crate::dialect::{Listener, Output, Refusal, Session};
 use crate::scheduler::Peer;
@@ -35,24 +35,25 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 pub(super) struct Acceptor {
     socket: TcpListener,
     address: SocketAddr,
+    listener: Listener,
     pub(super) ready: bool,
 }
 
 impl Acceptor {
-    /// Listens at an address. `who` is `clients` or `workers`.
+    /// Listens at an address, as the `index`-th of all listeners.
     pub(super) fn bind(
         registry: &Registry,
-        who: &'static str,
+        index: usize,
+        listener: Listener,
         address: SocketAddr,
     ) -> Result<Acceptor, BalancerError> {
-        let token = if who == "clients" { LISTENERS[0] } else { LISTENERS[1] };
         let listen = || {
             let mut socket = TcpListener::bind(address)?;
-            registry.register(&mut socket, token, Interest::READABLE)?;
+            registry.register(&mut socket, Token(FIRST_LISTENER + index), Interest::READABLE)?;
             let address = socket.local_addr()?;
-            Ok(Acceptor { socket, address, ready: true })
+            Ok(Acceptor { socket, address, listener, ready: true })
         };
-        listen().map_err(|source| BalancerError::Listen { who, address, source })
+        listen().map_err(|source| BalancerError::Listen { who: listener.name(), address, source })
     }
 
     /// Where it listens.
@@ -74,7 +75,7 @@ impl<D: Decider> Reactor<D> {
         if self.net.accept_again.is_some_and(|again| again <= self.net.now) {
             self.net.accept_again = None;
         }
-        for (index, listener) in [Listener::Clients, Listener::Workers].into_iter().enumerate() {
+        for index in 0..self.net.acceptors.len() {
             for _ in 0..ACCEPTS_A_TURN {
                 if self.net.accept_again.is_some() {
                     return;
@@ -82,7 +83,10 @@ impl<D: Decider> Reactor<D> {
                 let acceptor = self.net.acceptors.get_mut(index).filter(|acceptor| acceptor.ready);
                 let Some(acceptor) = acceptor else { break };
                 match acceptor.socket.accept() {
-                    Ok((stream, from)) => self.welcome(stream, from, listener),
+                    Ok((stream, from)) => {
+                        let listener = acceptor.listener;
+                        self.welcome(stream, from, listener);
+                    }
                     Err(error) => self.net.accept_failed(index, &error),
                 }
             }
@@ -134,7 +138,8 @@ impl Net {
         let peer = self.connections.next_peer();
         let set_up = |stream: &mut TcpStream| -> io::Result<()> {
             stream.set_nodelay(true)?;
-            if listener == Listener::Clients {
+            // Native workers have heartbeats.
+            if listener != Listener::Workers {
                 keep_alive(stream)?;
             }
             // Edge-triggered, both ways from the start: nothing is registered again for the whole of its life.
@@ -181,16 +186,11 @@ fn turn_away(mut stream: TcpStream, listener: Listener, most: usize) {
     let refusal =
         Refusal::new(ErrorCode::Overloaded, format!("{most} connections are open, which is the limit here"));
     let mut output = Output::default();
-    Session::native(listener).refuse(&refusal, &mut output);
+    Session::new(listener).refuse(&refusal, &mut output);
     // What it has sent is read, or its system would throw our answer away with the connection. It may be gone
     // already; there is nothing left to do for it then.
     let mut hello = [0; 1024];
     let _ = stream.read(&mut hello);
     let _ = stream.write(output.buffer());
     let _ = stream.shutdown(Shutdown::Write);
-}
-
-/// The token of a listener's index.
-pub(super) fn listener_index(token: Token) -> Option<usize> {
-    LISTENERS.iter().position(|listener| *listener == token)
 }

@@ -27,7 +27,7 @@ pub(super) struct Net {
     pub(super) context: Context,
     /// The moment of this turn.
     pub(super) now: Time,
-    /// Clients' first, then workers'; none at any reactor but the first, nor once the balancer stops.
+    /// None at any reactor but the first, nor once the balancer stops.
     pub(super) acceptors: Vec<Acceptor>,
     /// Accepting failed; when to try again.
     pub(super) accept_again: Option<Time>,
@@ -67,13 +67,13 @@ pub(super) struct Net {
 impl Net {
     pub(super) fn new(
         poll: Poll,
-        addresses: [SocketAddr; 2],
+        addresses: (SocketAddr, SocketAddr),
         settings: Settings,
         shared: Option<(usize, Arc<Totals>)>,
     ) -> Net {
         let context = Context {
-            clients: addresses[0],
-            workers: addresses[1],
+            clients: addresses.0,
+            workers: addresses.1,
             max_frame_bytes: settings.max_frame_bytes,
             heartbeat: settings.scheduler.heartbeat,
             silence: settings.scheduler.silence,
@@ -110,11 +110,7 @@ impl Net {
     /// Puts a connection at the end of the ready list, if there may be more to do for it.
     pub(super) fn queue_again(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
-        if (connection.readable || connection.parked)
-            && !connection.paused
-            && !connection.waiting
-            && !connection.queued
-        {
+        if (connection.readable || connection.parked) && !connection.is_held_up() && !connection.queued {
             connection.queued = true;
             self.ready.push_back(peer);
         }
@@ -152,11 +148,11 @@ impl Net {
             return false;
         };
         touch(peer, connection, &mut self.touched, &mut self.spare);
-        let before = connection.output.len();
+        let before = connection.output.weight();
         write(connection);
-        let waiting = connection.output.len();
-        self.output_bytes += waiting - before;
-        let over_all = self.output_bytes > self.output_room && connection.write_blocked;
+        let waiting = connection.output.weight();
+        self.output_bytes = self.output_bytes + waiting - before;
+        let over_all = self.output_bytes > self.output_room && connection.is_behind();
         if waiting > self.settings.output_hard_bytes || over_all {
             self.doom(peer);
         }
@@ -178,6 +174,13 @@ impl Net {
         self.doomed.push(peer);
     }
 
+    /// Has a connection looked at when outputs are flushed.
+    pub(super) fn look_at(&mut self, peer: Peer) {
+        if let Some(connection) = self.connections.get_mut(peer) {
+            touch(peer, connection, &mut self.touched, &mut self.spare);
+        }
+    }
+
     /// From here on what comes is thrown away; the connection ends when what waits is written.
     pub(super) fn begin_closing(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
@@ -187,6 +190,7 @@ impl Net {
         connection.paused = false;
         connection.parked = false;
         connection.waiting = false;
+        connection.full = false;
         connection.input = Vec::new();
         self.incomplete_bytes -= std::mem::take(&mut connection.input_counted);
         plan(&mut self.deadlines, peer, connection, &self.settings);

@@ -9,7 +9,7 @@ use super::connection::Phase;
 use super::decider::Decider;
 use super::listener::plan;
 use super::turn::Reactor;
-use crate::dialect::{Answer, Listener, Refusal, Step};
+use crate::dialect::{Answer, Refusal, Step};
 use crate::scheduler::{Event, Peer};
 
 /// Most status reports that one connection gets a turn, since a report costs far more than its question.
@@ -30,7 +30,7 @@ impl<D: Decider> Reactor<D> {
     pub(super) fn serve(&mut self, peer: Peer) -> usize {
         let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
         connection.queued = false;
-        if connection.paused || connection.waiting {
+        if connection.is_held_up() {
             return 0;
         }
         if connection.parked {
@@ -39,6 +39,7 @@ impl<D: Decider> Reactor<D> {
             let bytes = parked.len();
             self.take_in(peer, &parked);
             self.net.queue_again(peer);
+            self.net.look_at(peer);
             return bytes;
         }
         if !connection.readable {
@@ -46,13 +47,13 @@ impl<D: Decider> Reactor<D> {
         }
         match self.net.read_buffer.read(&mut connection.stream) {
             Ok((chunk, _)) if chunk.is_empty() => {
-                self.lost(peer, "closed by the peer");
+                self.input_over(peer);
                 0
             }
             Ok((chunk, more)) => {
                 connection.readable = more || connection.ending;
                 let bytes = chunk.len();
-                if connection.phase == Phase::Open {
+                if connection.phase == Phase::Open && !connection.input_over {
                     self.heard(peer);
                     self.take_in(peer, &chunk);
                 }
@@ -76,9 +77,37 @@ impl<D: Decider> Reactor<D> {
 
     fn heard(&mut self, peer: Peer) {
         let Some(connection) = self.net.connections.get_mut(peer) else { return };
-        if connection.session.listener() == Listener::Workers && connection.session.joined() {
+        if connection.session.kind().is_worker() && connection.session.joined() {
             self.handle(Event::Heard { peer: self.decider.outside(peer) });
         }
+    }
+
+    /// The peer has closed its sending side. That is the connection's end, unless its dialect lets it have the answers
+    /// that it waits for.
+    fn input_over(&mut self, peer: Peer) {
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
+        // Nothing more can be read, however often the socket says that something has happened.
+        connection.readable = false;
+        connection.ending = false;
+        if connection.open() && connection.input_over {
+            return;
+        }
+        let rest = if connection.open() { connection.session.half_close() } else { None };
+        let Some(rest) = rest else { return self.lost(peer, "closed by the peer") };
+        connection.input_over = true;
+        if !connection.input.is_empty() {
+            self.take_in(peer, &Bytes::from_static(rest));
+        }
+        self.net.look_at(peer);
+    }
+
+    /// The peer has said that it wants nothing more: the same, but that what else it has sent does not count.
+    fn quit(&mut self, peer: Peer) {
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
+        connection.input_over = true;
+        connection.session.half_close();
+        self.count_input(peer, false);
+        self.net.look_at(peer);
     }
 
     /// Takes in a chunk: first what completes an unfinished frame, then frames where they lie, and keeps the rest.
@@ -157,6 +186,20 @@ impl<D: Decider> Reactor<D> {
                     if self.decider.is_full() {
                         return Stop::Later(from);
                     }
+                }
+                Ok(Step::Owned(owned)) => {
+                    self.handle(owned.event(outside));
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
+                Ok(Step::Full) => {
+                    connection.full = true;
+                    return Stop::Later(from);
+                }
+                Ok(Step::End) => {
+                    self.quit(peer);
+                    return Stop::Closed;
                 }
                 Ok(Step::Incomplete) => return Stop::Incomplete(from),
                 Ok(Step::Nothing) => {}

@@ -9,10 +9,14 @@ use reparto_protocol::limits;
 
 use super::BalancerError;
 use crate::background::StoreSettings;
+use crate::dialect::Listener;
 use crate::scheduler::Config;
 
 /// Most event loops of a balancer. Long before there are as many, the scheduler is what is waited for.
 pub const MOST_REACTORS: usize = 64;
+
+/// Most addresses that a balancer listens at.
+pub(super) const MOST_LISTENERS: usize = 64;
 
 /// A balancer's settings. Every bound on what a peer can make grow is here.
 ///
@@ -94,6 +98,11 @@ impl Settings {
         self.max_output_bytes = self.max_output_bytes.max(frames(8));
     }
 
+    /// Where the balancer listens, and for whom: for clients, for workers, then for what else there is.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = (Listener, SocketAddr)> {
+        [(Listener::Clients, self.clients), (Listener::Workers, self.workers)].into_iter()
+    }
+
     /// Checks that the settings make sense together.
     ///
     /// # Errors
@@ -123,6 +132,10 @@ impl Settings {
         }
         if self.max_connections == 0 {
             return wrong("max_connections", "is 0, so nobody could connect".into());
+        }
+        let listeners = self.listeners().count();
+        if listeners > MOST_LISTENERS {
+            return wrong("listeners", format!("are {listeners}, over the bound of {MOST_LISTENERS}"));
         }
         let Config { heartbeat, silence, max_tasks, .. } = self.scheduler;
         if heartbeat < Duration::from_millis(1) {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{Builder, JoinHandle};
@@ -34,11 +35,14 @@ pub(super) enum Reactors {
 pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Balancer, BalancerError> {
     let (poll, waker) = poll_and_waker()?;
     let handle = Handle { waker: Arc::clone(&waker), shutdown: Arc::new(AtomicBool::new(false)) };
-    let acceptors = [
-        Acceptor::bind(poll.registry(), "clients", settings.clients)?,
-        Acceptor::bind(poll.registry(), "workers", settings.workers)?,
-    ];
-    let [clients, workers] = acceptors.each_ref().map(Acceptor::address);
+    let acceptors = settings
+        .listeners()
+        .enumerate()
+        .map(|(index, (listener, address))| Acceptor::bind(poll.registry(), index, listener, address))
+        .collect::<Result<Vec<Acceptor>, BalancerError>>()?;
+    let addresses: Vec<_> = acceptors.iter().map(Acceptor::address).collect();
+    // `Settings::listeners` begins with these two.
+    let (clients, workers) = (addresses[0], addresses[1]);
     let scheduler = Scheduler::new(settings.scheduler.clone());
     let keeper = match store {
         Some(store) => {
@@ -52,12 +56,18 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
         None => None,
     };
     let reactors = if settings.reactors == 1 {
-        let mut net = Net::new(poll, [clients, workers], settings, None);
-        net.acceptors = acceptors.into();
+        let mut net = Net::new(poll, (clients, workers), settings, None);
+        net.acceptors = acceptors;
         let alone = Alone { scheduler, handle: handle.clone(), keeper };
         Reactors::One(Box::new(Reactor::new(net, alone, Instant::now())))
     } else {
-        several((poll, waker), acceptors, (scheduler, keeper), handle.clone(), &settings)?
+        several(
+            (poll, waker),
+            (acceptors, (clients, workers)),
+            (scheduler, keeper),
+            handle.clone(),
+            &settings,
+        )?
     };
     Ok(Balancer { clients, workers, handle, reactors })
 }
@@ -71,7 +81,7 @@ fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
 /// The first reactor with the scheduler, the others, and the mailboxes between them.
 fn several(
     first: (Poll, Arc<Waker>),
-    acceptors: [Acceptor; 2],
+    (acceptors, addresses): (Vec<Acceptor>, (SocketAddr, SocketAddr)),
     scheduler: (Scheduler, Option<Box<Keeper>>),
     handle: Handle,
     settings: &Settings,
@@ -83,14 +93,13 @@ fn several(
     let bells: Vec<Arc<Bell>> =
         polls.iter().map(|(_, waker)| Arc::new(Bell::new(Some(Arc::clone(waker))))).collect();
     let totals = Arc::new(Totals::new(&bells));
-    let addresses = acceptors.each_ref().map(Acceptor::address);
     let mut nets = (0..).zip(polls).map(|(number, (poll, _))| {
         Net::new(poll, addresses, settings.clone(), Some((number, Arc::clone(&totals))))
     });
     let numbering = |number| Numbering::new(number, settings.reactors);
     // They are at least two.
     let Some(mut net) = nets.next() else { return Err(BalancerError::Poll(io::ErrorKind::NotFound.into())) };
-    net.acceptors = acceptors.into();
+    net.acceptors = acceptors;
     let origin = Instant::now();
     let mut hub = Hub::new(scheduler, handle, numbering(0), &totals, &bells[0]);
     let mut fronts = Vec::with_capacity(settings.reactors - 1);

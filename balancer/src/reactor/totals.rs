@@ -18,8 +18,8 @@ pub(super) struct Totals {
 /// What a reactor holds.
 #[derive(Debug)]
 struct Held {
-    /// Connections of clients and of workers, those on their way to it included.
-    connections: [AtomicUsize; 2],
+    /// Connections by the kind of their listener, those on their way to it included.
+    connections: [AtomicUsize; Listener::KINDS],
     /// Bytes of unwritten output.
     output: AtomicUsize,
     /// Bytes of unfinished frames.
@@ -62,24 +62,22 @@ impl Totals {
     /// The reactor that has the fewest connections of a kind; of equals the one with the fewest at all, then the
     /// first. So clients and workers are each spread evenly, whoever leaves.
     pub(super) fn least_busy(&self, listener: Listener) -> usize {
-        let count = |held: &Held, kind: usize| held.connections[kind].load(Ordering::Relaxed);
-        let kind = kind(listener);
-        let least = self
-            .reactors
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, held)| (count(held, kind), count(held, 1 - kind)));
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        let least = self.reactors.iter().enumerate().min_by_key(|(_, held)| {
+            let all: usize = held.connections.iter().map(count).sum();
+            (count(&held.connections[listener.kind()]), all)
+        });
         least.map_or(0, |(number, _)| number)
     }
 
     /// A connection belongs to a reactor from here on.
     pub(super) fn begin(&self, number: usize, listener: Listener) {
-        self.reactors[number].connections[kind(listener)].fetch_add(1, Ordering::Relaxed);
+        self.reactors[number].connections[listener.kind()].fetch_add(1, Ordering::Relaxed);
     }
 
     /// A connection of a reactor is over.
     pub(super) fn end(&self, number: usize, listener: Listener) {
-        self.reactors[number].connections[kind(listener)].fetch_sub(1, Ordering::Relaxed);
+        self.reactors[number].connections[listener.kind()].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A reactor tells what it holds, and learns what the others hold.
@@ -102,13 +100,6 @@ impl Totals {
                 held.bell.wake();
             }
         }
-    }
-}
-
-fn kind(listener: Listener) -> usize {
-    match listener {
-        Listener::Clients => 0,
-        Listener::Workers => 1,
     }
 }
 

@@ -10,15 +10,16 @@ use super::BalancerError;
 use super::connection::Due;
 use super::deadlines::NEVER;
 use super::decider::Decider;
-use super::listener::{listener_index, plan};
+use super::listener::plan;
 use super::net::{Net, touch};
+use super::settings::MOST_LISTENERS;
 use crate::dialect::Refusal;
 use crate::scheduler::{Effect, Effects, Peer, Time};
 
 /// The waker's token, then the listeners'; connections come after them.
 pub(super) const WAKER: Token = Token(0);
-pub(super) const LISTENERS: [Token; 2] = [Token(1), Token(2)];
-const FIRST_CONNECTION: usize = 3;
+pub(super) const FIRST_LISTENER: usize = 1;
+const FIRST_CONNECTION: usize = FIRST_LISTENER + MOST_LISTENERS;
 
 /// Most bytes read in a turn before outputs are flushed and new events are looked at.
 const TURN_BYTES: usize = 1 << 20;
@@ -152,19 +153,23 @@ impl<D: Decider> Reactor<D> {
 
     /// Notes what a socket can do now.
     fn note(&mut self, event: &mio::event::Event) {
-        if let Some(index) = listener_index(event.token()) {
-            if let Some(acceptor) = self.net.acceptors.get_mut(index) {
+        let Some(index) = event.token().0.checked_sub(FIRST_CONNECTION) else {
+            let index = event.token().0.checked_sub(FIRST_LISTENER);
+            if let Some(acceptor) = index.and_then(|index| self.net.acceptors.get_mut(index)) {
                 acceptor.ready = true;
             }
             return;
-        }
-        let Some(index) = event.token().0.checked_sub(FIRST_CONNECTION) else { return };
+        };
         let Some((peer, connection)) = self.net.connections.at(index) else { return };
         if event.is_writable() && connection.write_blocked {
             connection.write_blocked = false;
             touch(peer, connection, &mut self.net.touched, &mut self.net.spare);
         }
         let ending = event.is_read_closed() || event.is_error();
+        if connection.input_over && connection.open() && (event.is_write_closed() || event.is_error()) {
+            // Reading would not tell, since the peer's sending side was closed before.
+            return self.lost(peer, "reset by the peer");
+        }
         if event.is_readable() || ending {
             connection.readable = true;
             connection.ending |= ending;

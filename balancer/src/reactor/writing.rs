@@ -8,7 +8,7 @@ use super::connection::{Flushed, Phase};
 use super::decider::Decider;
 use super::listener::plan;
 use super::turn::Reactor;
-use crate::dialect::{Listener, Refusal};
+use crate::dialect::Refusal;
 use crate::scheduler::{Event, Peer};
 
 /// Most buffers kept for the next outputs.
@@ -51,8 +51,8 @@ impl<D: Decider> Reactor<D> {
                 Err(error) => return self.lost(peer, &error.to_string()),
             }
         }
-        let waiting = connection.output.len();
-        if waiting == 0 {
+        let waiting = connection.output.weight();
+        if connection.output.is_empty() {
             if let Some(buffer) = connection.output.take_buffer()
                 && buffer.capacity() <= SPARE_BYTES
                 && self.net.spare.len() < SPARE_BUFFERS
@@ -62,17 +62,30 @@ impl<D: Decider> Reactor<D> {
             if connection.phase == Phase::Closing {
                 return self.end_sending(peer);
             }
+            if connection.input_over && connection.is_settled() {
+                return self.end_settled(peer);
+            }
         } else {
             plan(&mut self.net.deadlines, peer, connection, &self.net.settings);
         }
+        if connection.full && !connection.session.is_full() {
+            connection.full = false;
+            self.net.queue_again(peer);
+        }
         self.pause_or_resume(peer, waiting);
+    }
+
+    /// Ends a connection whose peer wants nothing more, and has been answered.
+    fn end_settled(&mut self, peer: Peer) {
+        self.net.begin_closing(peer);
+        self.handle(Event::Gone { peer: self.decider.outside(peer) });
     }
 
     /// Stops reading from a client that does not read, and begins again once it has read half of what is allowed.
     fn pause_or_resume(&mut self, peer: Peer, waiting: usize) {
         let soft = self.net.settings.output_soft_bytes;
         let Some(connection) = self.net.connections.get_mut(peer) else { return };
-        if connection.session.listener() == Listener::Workers || connection.phase != Phase::Open {
+        if connection.session.kind().is_worker() || connection.phase != Phase::Open {
             return;
         }
         if !connection.paused && waiting >= soft {
@@ -115,14 +128,14 @@ impl<D: Decider> Reactor<D> {
     pub(super) fn lost(&mut self, peer: Peer, why: &str) {
         let Some(mut connection) = self.net.connections.remove(peer) else { return };
         log::debug!("{} has ended: {why}", name(&connection.stream));
-        self.net.output_bytes -= connection.output.len();
+        self.net.output_bytes -= connection.output.weight();
         self.net.incomplete_bytes -= connection.input_counted;
         if let Err(error) = self.net.poll.registry().deregister(&mut connection.stream) {
             log::debug!("a socket could not be deregistered: {error}");
         }
         drop(connection.stream);
         if let Some((number, totals)) = &self.net.shared {
-            totals.end(*number, connection.session.listener());
+            totals.end(*number, connection.listener);
         }
         if connection.phase == Phase::Open {
             self.handle(Event::Gone { peer: self.decider.outside(peer) });

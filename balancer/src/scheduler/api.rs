@@ -1,6 +1,7 @@
 //! What goes into the scheduler and what comes out of it: events, effects, and the names they use for things.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use reparto_protocol::{ErrorCode, TaskState, limits};
@@ -157,6 +158,8 @@ pub struct Standing {
     pub due_at_ms: Option<u64>,
     /// When it ended.
     pub ended_at_ms: Option<u64>,
+    /// How much its worker has last said is done, and of how much; both 0 when that is not known.
+    pub progress: (u64, u64),
 }
 
 /// What a store says to a client, beside results and failures.
@@ -198,6 +201,9 @@ pub struct Registration<'a> {
     pub weight: u32,
     /// Mean time that a task takes one of its threads, in nanoseconds.
     pub service_ns: Option<u64>,
+    /// It answers [`Effect::Ping`], so that it is lost when it is silent; counts in its first registration. Without it
+    /// is lost only when its connection ends.
+    pub heartbeats: bool,
     /// What it can do. Repeated names count once.
     pub actions: Vec<&'a str>,
     /// Background tasks that it still holds from an earlier connection. They count in its first registration.
@@ -328,7 +334,7 @@ pub enum Event<'a> {
         /// Its connection.
         peer: Peer,
         /// Where it comes from, for people.
-        from: &'a str,
+        from: Option<IpAddr>,
     },
     /// A pull worker says something.
     Pull {
@@ -667,9 +673,9 @@ pub struct WorkerStatus {
     /// Its connection's index.
     #[serde(skip)]
     pub connection: u32,
-    /// Where it comes from, if it is a pull worker that told; else empty.
+    /// Where it comes from, if it is a pull worker and that is known.
     #[serde(skip)]
-    pub from: String,
+    pub from: Option<IpAddr>,
 }
 
 /// How a task stands, for somebody who knows its number or its key.

@@ -76,7 +76,12 @@ impl Scheduler {
             assert_eq!(worker.bucket != NO_BUCKET, stands, "worker '{}'", worker.id);
             assert_eq!(worker.bucket == ASLEEP_BUCKET, worker.may_be_woken(), "worker '{}'", worker.id);
             assert!(worker.in_flight <= worker.window || worker.puller.is_none(), "worker '{}'", worker.id);
-            assert!(worker.in_flight <= worker.threads || worker.check_at.0 != u64::MAX);
+            let may_stall = worker.in_flight > worker.threads;
+            let looked_at = worker.check_at.0 != u64::MAX;
+            assert!(looked_at || !(may_stall || worker.heartbeats), "worker '{}'", worker.id);
+            assert!(worker.asked_at.is_none() || worker.heartbeats, "worker '{}' is asked", worker.id);
+            let rest = worker.puller.as_ref().map(|puller| puller.rest);
+            assert!(looked_at || !matches!(rest, Some(Rest::Woken(_))), "nobody sees whether it asks");
         }
     }
 
@@ -104,7 +109,8 @@ impl Scheduler {
         let offers = |worker: &Worker| self.offers_action(worker.group, &action.name);
         let sleeps = self.workers.iter().any(|(_, worker)| worker.may_be_woken() && offers(worker));
         let woken = self.workers.iter().filter(|(_, worker)| {
-            worker.puller.as_ref().is_some_and(|puller| matches!(puller.rest, Rest::Woken(_))) && offers(worker)
+            worker.puller.as_ref().is_some_and(|puller| matches!(puller.rest, Rest::Woken(_)))
+                && offers(worker)
         });
         assert!(
             !sleeps || woken.count() >= action.queue.len() || self.stopping.is_some(),
@@ -142,11 +148,8 @@ impl Scheduler {
         let is_worker = |row: &&PeerRow| matches!(row.role, Role::Worker(_) | Role::Dual { .. });
         let workers = self.peers.iter().filter(is_worker).count();
         assert_eq!(workers, self.workers.len());
-        for (index, worker) in self.workers.iter() {
-            let check = self.checks.contains(&(worker.check_at, index));
-            let rests = worker.puller.as_ref().map(|puller| puller.rest);
-            assert!(check || rests.is_some_and(|rest| !matches!(rest, Rest::Woken(_))), "it is never looked at");
-        }
+        let looked_at = self.workers.iter().filter(|(_, worker)| worker.check_at.0 != u64::MAX).count();
+        assert_eq!(self.checks.len(), looked_at);
         for (_, client) in self.clients.iter() {
             let firsts = self
                 .tasks

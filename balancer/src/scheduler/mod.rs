@@ -13,7 +13,7 @@
 //! scheduler.handle(Time(0), Event::ClientJoined { peer: client }, &mut effects);
 //! let registration = Registration {
 //!     request: 1, worker_id: "w1", threads: 1, window: 1, weight: 1, service_ns: None, actions: vec!["upper"],
-//!     held: vec![],
+//!     heartbeats: true, held: vec![],
 //! };
 //! scheduler.handle(Time(0), Event::Register { peer: worker, registration }, &mut effects);
 //! effects.clear();

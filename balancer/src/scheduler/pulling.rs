@@ -14,6 +14,7 @@
 //! it is woken at once. A wake-up too many costs a question; one too few would cost a task its life.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use reparto_protocol::ErrorCode;
@@ -23,9 +24,7 @@ use super::slab::NONE;
 use super::task::Task;
 use super::watching::STALL;
 use super::worker::Worker;
-use super::{
-    Assignment, AssignmentId, Effect, Effects, Finish, Payload, Peer, Pull, Role, Scheduler, Time,
-};
+use super::{Assignment, AssignmentId, Effect, Effects, Finish, Payload, Peer, Pull, Role, Scheduler, Time};
 
 /// Tasks that a pull worker may have asked for and not answered.
 const MOST_PULLED: u32 = 1024;
@@ -43,7 +42,7 @@ pub(super) struct Puller {
     /// How long a run may take, for the actions that have a limit.
     limits: Vec<(u32, Duration)>,
     /// Where it comes from, for people.
-    pub(super) from: Box<str>,
+    pub(super) from: Option<IpAddr>,
 }
 
 /// Whether a pull worker asks by itself.
@@ -82,7 +81,12 @@ impl Scheduler {
     // ---- coming, and saying what one can do ----
 
     /// A connection is a pull worker's.
-    pub(super) fn puller_joined<'a>(&mut self, peer: Peer, from: &str, effects: &mut impl Effects<'a>) {
+    pub(super) fn puller_joined<'a>(
+        &mut self,
+        peer: Peer,
+        from: Option<IpAddr>,
+        effects: &mut impl Effects<'a>,
+    ) {
         let client = match self.role(peer) {
             Role::None => NONE,
             Role::Client(client) => client,
@@ -98,8 +102,8 @@ impl Scheduler {
             return;
         }
         let mut row = Worker::new(peer, "-", self.config.max_worker_bytes, self.now);
-        row.puller = Some(Box::new(Puller { rest: Rest::Awake, limits: Vec::new(), from: from.into() }));
-        (row.threads, row.window) = (MOST_PULLED, MOST_PULLED);
+        row.puller = Some(Box::new(Puller { rest: Rest::Awake, limits: Vec::new(), from }));
+        (row.threads, row.window, row.heartbeats) = (MOST_PULLED, MOST_PULLED, false);
         row.settle_room();
         let worker = self.workers.insert(row);
         self.know_peer(peer, Role::Dual { client, worker });
@@ -194,8 +198,7 @@ impl Scheduler {
         let old = self.offered_by(worker);
         self.choice.leave(&mut self.workers, &mut self.actions, worker);
         self.choice.join(&mut self.workers, &mut self.actions, worker, set);
-        let left: Vec<u32> =
-            old.into_iter().filter(|action| set.binary_search(action).is_err()).collect();
+        let left: Vec<u32> = old.into_iter().filter(|action| set.binary_search(action).is_err()).collect();
         for action in left {
             if matches!(self.rest_of(worker), Some(Rest::Woken(_))) {
                 self.rouse(action, 1, effects);
@@ -205,12 +208,7 @@ impl Scheduler {
         self.wake_if_needed(worker, effects);
     }
 
-    fn close_puller<'a>(
-        &mut self,
-        worker: u32,
-        message: Cow<'static, str>,
-        effects: &mut impl Effects<'a>,
-    ) {
+    fn close_puller<'a>(&mut self, worker: u32, message: Cow<'static, str>, effects: &mut impl Effects<'a>) {
         let peer = self.workers[worker].peer;
         if let Role::Dual { client, .. } = self.forget_peer(peer)
             && client != NONE

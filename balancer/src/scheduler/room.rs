@@ -39,6 +39,7 @@ mod tests {
             weight: 1,
             service_ns,
             actions,
+            heartbeats: true,
             held: vec![],
         };
         let peer = Peer { index, generation: 1 };

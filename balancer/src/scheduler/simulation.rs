@@ -195,7 +195,8 @@ impl Simulation {
         // Whether it is taken is not known for sure where others' news is under way.
         if !taken || self.lanes.is_some() {
             let hands_back = self.random.bool();
-            let worker = SimWorker { id: id.clone(), hands_back, ..SimWorker::default() };
+            let heartbeats = self.random.u8(..4) > 0;
+            let worker = SimWorker { id: id.clone(), hands_back, heartbeats, ..SimWorker::default() };
             self.books.workers.insert(peer, worker);
         }
         self.register(peer, &id);
@@ -210,10 +211,9 @@ impl Simulation {
     fn puller_joins(&mut self) {
         let peer = self.peer();
         let puller = SimPuller { limits: self.random.u8(..4) == 0, ..SimPuller::default() };
-        let worker =
-            SimWorker { threads: 1024, window: 1024, pulls: Some(puller), ..SimWorker::default() };
+        let worker = SimWorker { threads: 1024, window: 1024, pulls: Some(puller), ..SimWorker::default() };
         self.books.workers.insert(peer, worker);
-        self.handle(Event::PullerJoined { peer, from: "here" });
+        self.handle(Event::PullerJoined { peer, from: None });
         for action in ACTIONS {
             if self.random.bool() {
                 self.can_do(peer, action);
@@ -227,7 +227,8 @@ impl Simulation {
             worker.actions.push(action);
         }
         let limits = worker.pulls.as_ref().is_some_and(|puller| puller.limits);
-        let limit = (limits && self.random.bool()).then(|| Duration::from_millis(self.random.u64(1..100_000)));
+        let limit =
+            (limits && self.random.bool()).then(|| Duration::from_millis(self.random.u64(1..100_000)));
         self.handle(Event::Pull { peer, pull: Pull::CanDo { action, limit } });
     }
 
@@ -307,6 +308,8 @@ impl Simulation {
             window,
             weight: self.random.u32(1..6),
             service_ns: self.random.bool().then(|| 1 << self.random.u32(..24)),
+            // It counts when the worker comes.
+            heartbeats: self.books.workers.get(&peer).is_none_or(|worker| worker.heartbeats),
             held: Vec::new(),
             actions: actions.clone(),
         };
@@ -417,7 +420,14 @@ impl Simulation {
         if let Some(peer) = self.any_worker(|worker| !worker.hangs && !worker.holds.is_empty()) {
             let assignment = self.books.workers[&peer].holds[0].assignment;
             let payload = Payload::EMPTY;
-            self.handle(Event::Progress { peer, assignment, kind: ProgressKind::Report, done: 1, total: 2, payload });
+            self.handle(Event::Progress {
+                peer,
+                assignment,
+                kind: ProgressKind::Report,
+                done: 1,
+                total: 2,
+                payload,
+            });
         }
     }
 

@@ -54,7 +54,7 @@ impl Scheduler {
             actions: self.action_names(worker.group),
             connected_us: now.since(worker.registered_at).as_micros().try_into().unwrap_or(u64::MAX),
             connection: worker.peer.index,
-            from: worker.puller.as_ref().map_or_else(String::new, |puller| puller.from.to_string()),
+            from: worker.puller.as_ref().and_then(|puller| puller.from),
         };
         self.workers.iter().skip(offset).take(limit).map(|(_, worker)| status(worker)).collect()
     }
@@ -107,12 +107,7 @@ impl Scheduler {
         let row = &self.tasks[task];
         let (done, total) = row.extra.as_ref().map_or((0, 0), |extra| extra.progress);
         let first = u32::from(row.is_wanted() && row.background().is_none());
-        JobStatus {
-            runs: matches!(row.place(), Place::Held(_)),
-            done,
-            total,
-            waiting: first + row.waiting(),
-        }
+        JobStatus { runs: matches!(row.place(), Place::Held(_)), done, total, waiting: first + row.waiting() }
     }
 
     /// The tasks that somebody waits for or that a store has, at most so many.

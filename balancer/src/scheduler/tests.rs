@@ -156,6 +156,7 @@ impl World {
             window: room,
             weight: 1,
             service_ns: (room > threads).then_some(1),
+            heartbeats: true,
             held: Vec::new(),
             actions: actions.to_vec(),
         };

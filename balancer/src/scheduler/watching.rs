@@ -20,6 +20,9 @@ const LEAST_PAUSE: Duration = Duration::from_millis(1);
 /// heard.
 const STOOD_STILL: Duration = Duration::from_secs(1);
 
+/// A worker that is not looked at.
+const NEVER: Time = Time(u64::MAX);
+
 /// Tasks recalled at most each time a stalled worker is looked at.
 const RECALLS_A_CHECK: usize = 256;
 
@@ -29,11 +32,11 @@ const PAUSE_A_LOOK: Duration = Duration::from_micros(100);
 
 impl Scheduler {
     /// When it is next to be looked at: when it will have been silent for a heartbeat, when it will be lost, or when
-    /// it may have stalled.
+    /// it may have stalled. One without heartbeats that holds no more than its threads is not looked at.
     pub(super) fn arm_check(&mut self, worker: u32) {
         let row = &self.workers[worker];
         let heartbeat = self.config.heartbeat;
-        let mut at = row.heard_at.after(heartbeat);
+        let mut at = if row.heartbeats { row.heard_at.after(heartbeat) } else { NEVER };
         if at <= self.now {
             at = self.now.after(heartbeat);
         }
@@ -57,7 +60,9 @@ impl Scheduler {
         let row = &mut self.workers[worker];
         self.checks.remove(&(row.check_at, worker));
         row.check_at = at;
-        self.checks.insert((at, worker));
+        if at != NEVER {
+            self.checks.insert((at, worker));
+        }
     }
 
     /// Is the worker silent, or does it sit on tasks that others could run? Says how many tasks were looked at.
@@ -67,7 +72,7 @@ impl Scheduler {
         }
         let patience = self.patience();
         let row = &mut self.workers[worker];
-        let check_at = std::mem::replace(&mut row.check_at, Time(u64::MAX));
+        let check_at = std::mem::replace(&mut row.check_at, NEVER);
         if self.now.since(check_at) >= STOOD_STILL {
             // What the worker has said meanwhile may wait to be read.
             row.asked_at = None;
@@ -77,7 +82,7 @@ impl Scheduler {
             Some(at) if silent_for >= self.config.silence && self.now.since(at) >= patience => {
                 return self.lose_silent(worker, silent_for, effects);
             }
-            None if silent_for >= self.config.heartbeat => {
+            None if row.heartbeats && silent_for >= self.config.heartbeat => {
                 row.asked_at = Some(self.now);
                 effects.push(Effect::Ping { peer });
                 self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);

@@ -55,6 +55,8 @@ pub(super) struct Worker {
     pub(super) link: Link,
     /// Under turns: tasks that it still gets before the next worker's turn.
     pub(super) turns_left: u32,
+    /// It is asked whether it is there when it has been silent.
+    pub(super) heartbeats: bool,
     pub(super) heard_at: Time,
     pub(super) finished_at: Time,
     pub(super) registered_at: Time,
@@ -94,6 +96,7 @@ impl Worker {
             stays: 0..0,
             link: Link::new(),
             turns_left: 1,
+            heartbeats: true,
             heard_at: now,
             finished_at: now,
             registered_at: now,

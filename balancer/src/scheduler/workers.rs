@@ -41,11 +41,14 @@ impl Scheduler {
                 for action in old {
                     self.drop_idle_action(action);
                 }
+                // It may hold more than its threads by now.
+                self.arm_check(worker);
                 worker
             }
             None => {
                 let max_bytes = self.config.max_worker_bytes;
-                let row = Worker::new(peer, registration.worker_id, max_bytes, self.now);
+                let mut row = Worker::new(peer, registration.worker_id, max_bytes, self.now);
+                row.heartbeats = registration.heartbeats;
                 let worker = self.workers.insert(row);
                 self.worker_ids.insert(registration.worker_id.into(), worker);
                 self.know_peer(peer, Role::Worker(worker));

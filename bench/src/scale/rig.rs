@@ -66,6 +66,7 @@ impl SchedulerRig {
                 window: threads,
                 weight: 1 + worker % 3,
                 service_ns: None,
+                heartbeats: true,
                 held: Vec::new(),
                 actions: vec![ACTION],
             };

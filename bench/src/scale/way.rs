@@ -114,7 +114,7 @@ impl WayRig {
         for number in 0..clients + workers {
             let role = if number < clients { Role::Client } else { Role::Worker };
             let listener = if role == Role::Client { Listener::Clients } else { Listener::Workers };
-            rig.ends.ends.push(End { session: Session::native(listener), output: Output::default() });
+            rig.ends.ends.push(End { session: Session::new(listener), output: Output::default() });
             let mut wire = BytesMut::new();
             let hello = Hello { version: limits::VERSION, role, features: 0, agent: "", token: &[] };
             Message::Hello(hello).encode(&mut wire);

@@ -181,11 +181,11 @@ impl Session {
                 self.state = State::Unregistered;
                 Ok(Step::Answer(Answer::Welcome, None))
             }
-            (Role::Worker, Listener::Clients) => Err(Refusal::new(
+            (Role::Worker, _) => Err(Refusal::new(
                 ErrorCode::BadFrame,
                 format!("this address is for clients; workers connect to {}", context.workers),
             )),
-            (Role::Client, Listener::Workers) => Err(Refusal::new(
+            (Role::Client, _) => Err(Refusal::new(
                 ErrorCode::BadFrame,
                 format!("this address is for workers; clients connect to {}", context.clients),
             )),
@@ -238,6 +238,7 @@ fn registration<'a>(register: &Register<'a>) -> Registration<'a> {
         window: register.window,
         weight: register.weight,
         service_ns: register.service_ns,
+        heartbeats: true,
         held: register.held.iter().collect(),
         actions: register.actions.iter().collect(),
     }
@@ -275,5 +276,5 @@ fn ask<'a>(context: &Context, ask: Ask) -> Step<'a> {
 
 fn no_store<'a>(id: u64) -> Step<'a> {
     let message = "this balancer was started without a store (--no-data), and takes no background tasks";
-    Step::Answer(Answer::Failed { id, code: ErrorCode::StoreUnavailable, message }, None)
+    Step::Answer(Answer::Failed { id, code: ErrorCode::StoreUnavailable, message: message.into() }, None)
 }

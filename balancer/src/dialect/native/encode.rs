@@ -51,7 +51,7 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
 
 /// Writes an answer down; [`report`] does it for [`Answer::Status`].
 pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
-    match *answer {
+    match answer {
         Answer::Welcome => put_bare(
             &Message::Welcome(Welcome {
                 version: limits::VERSION,
@@ -63,10 +63,10 @@ pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
             }),
             out,
         ),
-        Answer::Pong(id) => put_bare(&Message::Pong(Pong { id }), out),
+        Answer::Pong(id) => put_bare(&Message::Pong(Pong { id: *id }), out),
         Answer::Status { .. } => {}
         Answer::Failed { id, code, message } => {
-            put_bare(&Message::Error(ErrorMessage { id, code, message, payload: &[] }), out);
+            put_bare(&Message::Error(ErrorMessage { id: *id, code: *code, message, payload: &[] }), out);
         }
     }
 }

@@ -16,7 +16,7 @@ pub use encode::{answer, assign, encode, refuse, report, result};
 pub use runs::{Results, Tasks};
 pub use status::report as status_report;
 
-use super::Listener;
+use super::{Listener, PeerKind};
 
 /// What a peer has said so far, which says what it may say next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +44,14 @@ impl Session {
         Session { listener, state: State::New }
     }
 
-    /// Which listener the connection came to.
-    pub fn listener(&self) -> Listener {
-        self.listener
+    /// What the peer is, which its listener says.
+    #[inline]
+    pub fn kind(&self) -> PeerKind {
+        if self.listener == Listener::Workers { PeerKind::Worker } else { PeerKind::Client }
     }
 
     /// Whether HELLO and, from a worker, REGISTER have come.
+    #[inline]
     pub fn joined(&self) -> bool {
         matches!(self.state, State::Client | State::Worker)
     }

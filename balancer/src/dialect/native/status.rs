@@ -192,6 +192,7 @@ mod tests {
                 window: 1,
                 weight: 1,
                 service_ns: None,
+                heartbeats: true,
                 held: Vec::new(),
                 actions: names.iter().map(String::as_str).collect(),
             };

@@ -343,6 +343,7 @@ fn a_status_report_is_a_page_of_at_most_a_thousand_rows() {
             window: 1,
             weight: 1,
             service_ns: None,
+            heartbeats: true,
             held: Vec::new(),
             actions: vec!["echo", "upper"],
         };

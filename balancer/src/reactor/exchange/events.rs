@@ -137,6 +137,7 @@ struct RegistrationRow {
     window: u32,
     weight: u32,
     service_ns: Option<u64>,
+    heartbeats: bool,
     /// From where to where its actions stand.
     actions: (u32, u32),
     /// The same of the tasks that it names.
@@ -286,6 +287,7 @@ impl EventBatch {
             window: registration.window,
             weight: registration.weight,
             service_ns: registration.service_ns,
+            heartbeats: registration.heartbeats,
             actions: (first, self.actions.len() as u32),
             held: (first_held, self.held.len() as u32),
         }
@@ -364,6 +366,7 @@ impl EventBatch {
             window: row.window,
             weight: row.weight,
             service_ns: row.service_ns,
+            heartbeats: row.heartbeats,
             held: self.held[first_held as usize..end_held as usize].to_vec(),
             actions: self.actions[first as usize..end as usize]
                 .iter()

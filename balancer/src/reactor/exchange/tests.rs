@@ -69,6 +69,7 @@ impl Material {
                     window: random.u32(..),
                     weight: random.u32(..),
                     service_ns: random.bool().then(|| random.u64(..)),
+                    heartbeats: random.bool(),
                     held: (0..random.usize(..3)).map(|_| [random.u8(..); 16]).collect(),
                     actions: (0..random.usize(..5)).map(|_| self.text(random)).collect(),
                 },

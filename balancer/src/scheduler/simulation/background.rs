@@ -191,6 +191,7 @@ impl Simulation {
             window: 8,
             weight: 1,
             service_ns: self.random.bool().then_some(1000),
+            heartbeats: true,
             held: self.workers[index].holds.keys().copied().collect(),
             actions: vec!["a"],
         };

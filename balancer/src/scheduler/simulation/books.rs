@@ -40,6 +40,8 @@ pub(super) struct SimWorker {
     pub(super) holds: Vec<Hold>,
     /// It neither answers nor gives a sign of life.
     pub(super) hangs: bool,
+    /// It is asked whether it is there.
+    pub(super) heartbeats: bool,
     /// It was asked whether it is there, and has not answered.
     pub(super) asked: bool,
     pub(super) draining: bool,
@@ -171,6 +173,7 @@ impl Books {
             }
             Effect::Ping { peer } => {
                 let worker = self.workers.get_mut(&peer).expect("a worker that is there is asked");
+                assert!(worker.heartbeats, "a worker without heartbeats is asked");
                 worker.asked = true;
                 if !worker.hangs {
                     self.replies.push(Reply::Alive(peer));

@@ -39,6 +39,7 @@ impl World {
             weight: 1,
             service_ns: None,
             actions: vec!["a"],
+            heartbeats: true,
             held: held.to_vec(),
         };
         let mut out = self.handle(Event::Register { peer, registration });

@@ -74,6 +74,7 @@ fn a_worker_s_numbers_count_no_more_than_the_protocol_allows() {
                 window: u32::MAX,
                 weight: u32::MAX,
                 service_ns: Some(0),
+                heartbeats: true,
                 held: Vec::new(),
                 actions: vec!["a"],
             };

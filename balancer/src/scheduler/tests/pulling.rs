@@ -6,7 +6,7 @@ impl World {
     /// A pull worker that offers these actions and is awake.
     fn puller(&mut self, actions: &[&str]) -> Peer {
         let peer = self.peer();
-        assert_eq!(self.handle(Event::PullerJoined { peer, from: "here" }), []);
+        assert_eq!(self.handle(Event::PullerJoined { peer, from: None }), []);
         for action in actions {
             assert_eq!(self.can_do(peer, action), []);
         }
@@ -192,7 +192,7 @@ fn a_connection_may_be_a_client_and_a_pull_worker() {
     for client_first in [true, false] {
         let mut world = world();
         let peer = world.peer();
-        let events = [Event::ClientJoined { peer }, Event::PullerJoined { peer, from: "here" }];
+        let events = [Event::ClientJoined { peer }, Event::PullerJoined { peer, from: None }];
         for at in if client_first { [0, 1] } else { [1, 0] } {
             assert_eq!(world.handle(events[at].clone()), []);
         }
@@ -256,9 +256,8 @@ fn people_may_keep_drop_and_bound_an_action() {
     assert_eq!(world.scheduler.drop_action("b"), None);
     assert_eq!(world.scheduler.drop_action("a"), Some(false), "a worker offers it");
     world.scheduler.bound_action("a", [0, 2, 1]);
-    let with_priority = |world: &mut World, id, priority| {
-        world.submit_with(client, id, |task| task.priority = priority)
-    };
+    let with_priority =
+        |world: &mut World, id, priority| world.submit_with(client, id, |task| task.priority = priority);
     assert_eq!(with_priority(&mut world, 1, 0), []);
     assert_eq!(with_priority(&mut world, 2, 0), [Out::Fail(client, 2, ErrorCode::QueueFull)]);
     assert_eq!(with_priority(&mut world, 3, 4), []);
@@ -316,9 +315,12 @@ fn ten_thousand_sleeps_and_wake_ups_under_random_arrival_lose_none() {
     loop {
         for (at, worker) in workers.iter().enumerate() {
             for task in std::mem::take(&mut held[at]) {
-                answered += world.finish(task, Finish::Done).iter().filter(|o| matches!(o, Out::Result(..))).count();
+                answered +=
+                    world.finish(task, Finish::Done).iter().filter(|o| matches!(o, Out::Result(..))).count();
             }
-            if !asleep[at] && let [Out::Assign(peer, assignment), ..] = world.grab(*worker)[..] {
+            if !asleep[at]
+                && let [Out::Assign(peer, assignment), ..] = world.grab(*worker)[..]
+            {
                 held[at].push((peer, assignment));
             }
         }

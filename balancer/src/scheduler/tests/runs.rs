@@ -74,6 +74,7 @@ impl Twins {
             window: threads + self.random.u32(..300),
             weight: self.random.u32(1..4),
             service_ns: self.random.bool().then(|| self.random.u64(..100_000)),
+            heartbeats: true,
             held: Vec::new(),
             actions: ACTIONS[..offered].to_vec(),
         };

@@ -17,6 +17,7 @@ fn a_worker_is_given_its_threads_until_it_tells_that_its_tasks_are_short() {
         window: 100,
         weight: 1,
         service_ns: Some(100_000),
+        heartbeats: true,
         held: Vec::new(),
         actions: vec!["a"],
     };
@@ -33,6 +34,7 @@ fn a_worker_is_given_its_threads_until_it_tells_that_its_tasks_are_short() {
         window: 100,
         weight: 1,
         service_ns: Some(100_000),
+        heartbeats: true,
         held: Vec::new(),
         actions: vec!["b"],
     };
@@ -207,6 +209,35 @@ fn a_silent_worker_is_asked_and_then_lost() {
     assert_eq!(world.pass(Duration::from_secs(9)), []);
     assert_eq!(world.pass(SECOND), [Out::Close(worker, ErrorCode::TimedOut)]);
     assert_eq!(world.scheduler.totals().queued, 1);
+}
+
+#[test]
+fn a_worker_without_heartbeats_is_neither_asked_nor_lost_and_recall_works_all_the_same() {
+    let mut world = world();
+    let client = world.client();
+    let worker = world.peer();
+    let registration = Registration {
+        request: 1,
+        worker_id: "w",
+        threads: 1,
+        window: 4,
+        weight: 1,
+        service_ns: Some(1),
+        heartbeats: false,
+        held: Vec::new(),
+        actions: vec!["a"],
+    };
+    world.handle(Event::Register { peer: worker, registration });
+    assert_eq!(world.pass(Duration::from_secs(100_000)), []);
+    let assigned = world.assigned(client, 1);
+    assert_eq!(world.pass(Duration::from_secs(100_000)), []);
+    assert_eq!(world.finish(assigned, Finish::Done), [Out::Result(client, 1, result())]);
+    for id in 2..5 {
+        world.assigned(client, id);
+    }
+    world.worker("free", 1, 1, &["a"]);
+    let recalled = world.pass(Duration::from_secs(1));
+    assert_eq!(recalled.len(), 2, "what it has not begun, and no question: {recalled:?}");
 }
 
 #[test]
