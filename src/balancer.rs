@@ -32,7 +32,8 @@ const REACTOR_FILES: u64 = 4;
 
 /// Takes tasks from clients and gives each to the worker best placed to run it.
 ///
-/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`. While another balancer leads
+/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`, and `gearman=ADDR` where it
+/// listens for Gearman. While another balancer leads
 /// the same PostgreSQL database it serves nobody, and says on standard error who leads. SIGTERM or SIGINT stops
 /// it: tasks that run have --grace to end, the others are answered `shutting_down`, and it exits with 0. A second
 /// signal ends it at once.
@@ -64,6 +65,10 @@ pub(crate) struct Args {
     /// Where workers connect; port 0 picks a free one [default: 127.0.0.1:8889]
     #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_WORKERS")]
     workers: Option<String>,
+
+    /// Where clients and workers made for gearmand connect; its usual port is 4730 [default: nowhere]
+    #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_GEARMAN")]
+    gearman: Option<String>,
 
     /// Folder in which background tasks and their results are kept [default: reparto-data]
     #[arg(long, value_name = "DIR", env = "REPARTO_BALANCER_DATA")]
@@ -184,6 +189,7 @@ enum UnknownActionName {
 struct File {
     clients: Option<String>,
     workers: Option<String>,
+    gearman: Option<String>,
     data: Option<PathBuf>,
     store: Option<String>,
     blobs: Option<String>,
@@ -328,7 +334,11 @@ fn fail(code: u8, sentence: &str) -> ExitCode {
 
 fn say_ready(balancer: &Balancer) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "ready clients={} workers={}", balancer.clients_addr(), balancer.workers_addr())?;
+    write!(out, "ready clients={} workers={}", balancer.clients_addr(), balancer.workers_addr())?;
+    if let Some(address) = balancer.gearman_addr() {
+        write!(out, " gearman={address}")?;
+    }
+    writeln!(out)?;
     out.flush()
 }
 
@@ -351,6 +361,9 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
     }
     if let Some(text) = args.workers.as_ref().or(file.workers.as_ref()) {
         settings.workers = address("workers", text)?;
+    }
+    if let Some(text) = args.gearman.as_ref().or(file.gearman.as_ref()) {
+        settings.gearman = Some(address("gearman", text)?);
     }
     if let Some(size) = args.max_frame.or(file.max_frame.map(|size| size.0)) {
         let bytes = u32::try_from(size).map_err(|_| format!("--max-frame {size} is more than 1GiB"))?;

@@ -268,7 +268,17 @@ impl Balancer {
         let mut process = Process::start(command);
         let addresses = process.line_after("ready clients=");
         let (clients, workers) = addresses.split_once(" workers=").unwrap();
+        // Other listeners' addresses follow, as `name=ADDR`.
+        let workers = workers.split(' ').next().unwrap();
         Balancer { clients: clients.to_owned(), workers: workers.to_owned(), process }
+    }
+
+    /// Where another of its listeners is, by its flag's name.
+    pub fn address(&self, name: &str) -> String {
+        let line = self.process.stdout();
+        let words = line.lines().next().unwrap_or_default().split(' ');
+        let found = words.filter_map(|word| word.split_once('=')).find(|(key, _)| *key == name);
+        found.unwrap_or_else(|| panic!("no {name} in '{line}'")).1.to_owned()
     }
 
     /// A balancer on the addresses of a former one. For a moment a connection of another test may have one of the

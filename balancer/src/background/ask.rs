@@ -89,6 +89,9 @@ pub struct NewBackgroundTask {
     pub idempotency_key: Bytes,
     /// How long that key stands for it.
     pub idempotency_window: Duration,
+    /// What its worker is told as its key; empty for none. Tasks of one action and key are one while they are alive,
+    /// unless the key begins with a NUL.
+    pub key: Bytes,
 }
 
 impl Ask {
@@ -107,7 +110,7 @@ impl Ask {
     /// Bytes of payload that it brings.
     pub fn payload_bytes(&self) -> usize {
         match self {
-            Ask::Submit(task) => task.payload.len(),
+            Ask::Submit(task) => task.payload.len() + task.key.len(),
             _ => 0,
         }
     }

@@ -7,7 +7,8 @@
 //! Each dialect has a folder beside this file and a variant of [`Session`]; nothing else knows how many there are.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use reparto_protocol::{ErrorCode, FrameError};
 use crate::background::Ask;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
+pub mod gearman;
 pub mod native;
 mod output;
 mod owned;
@@ -31,11 +33,13 @@ pub enum Listener {
     Clients,
     /// The one for workers, who speak the native dialect.
     Workers,
+    /// One for Gearman's clients, workers and operators.
+    Gearman,
 }
 
 impl Listener {
     /// How many kinds there are.
-    pub const KINDS: usize = 2;
+    pub const KINDS: usize = 3;
 
     /// Which of the kinds it is, from 0.
     pub fn kind(self) -> usize {
@@ -47,6 +51,7 @@ impl Listener {
         match self {
             Listener::Clients => "clients",
             Listener::Workers => "workers",
+            Listener::Gearman => "gearman",
         }
     }
 }
@@ -89,6 +94,8 @@ pub struct Context {
     pub policy: Policy,
     /// Background tasks can be taken.
     pub has_store: bool,
+    /// What Gearman sessions share.
+    pub gearman: Arc<gearman::Shared>,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -113,6 +120,20 @@ impl From<FrameError> for Refusal {
     }
 }
 
+/// What is looked up where the scheduler is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// A page of the status report, as JSON.
+    Status {
+        /// Workers and actions to pass over.
+        offset: u32,
+        /// Workers and actions to give at most.
+        limit: u32,
+    },
+    /// Something that a Gearman connection asks.
+    Gearman(gearman::Question),
+}
+
 /// Something that is answered without asking the scheduler to do anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -120,7 +141,7 @@ pub enum Answer {
     Welcome,
     /// A sign of life of this number.
     Pong(u64),
-    /// A page of the status report.
+    /// A page of the status report, as JSON.
     Status {
         /// The asker's number.
         id: u64,
@@ -129,6 +150,10 @@ pub enum Answer {
         /// Workers and actions to give at most.
         limit: u32,
     },
+    /// Bytes that are to be sent as they are.
+    Raw(Bytes),
+    /// Something that is looked up where the scheduler is, and answered with bytes to be sent as they are.
+    Question(gearman::Question),
     /// A request that cannot be met. The connection lives on.
     Failed {
         /// The asker's number.
@@ -170,12 +195,15 @@ pub enum Step<'a> {
 pub enum Session {
     /// Reparto's own protocol.
     Native(native::Session),
+    /// Gearman's.
+    Gearman(Box<gearman::Session>),
 }
 
 impl Session {
-    /// A session for a connection that has just come to a listener.
-    pub fn new(listener: Listener) -> Session {
+    /// A session for a connection that has just come to a listener, from this address.
+    pub fn new(listener: Listener, context: &Context, from: Option<IpAddr>) -> Session {
         match listener {
+            Listener::Gearman => Session::Gearman(Box::new(gearman::Session::new(&context.gearman, from))),
             Listener::Clients | Listener::Workers => Session::Native(native::Session::new(listener)),
         }
     }
@@ -185,6 +213,7 @@ impl Session {
     pub fn kind(&self) -> PeerKind {
         match self {
             Session::Native(session) => session.kind(),
+            Session::Gearman(session) => session.kind(),
         }
     }
 
@@ -193,6 +222,8 @@ impl Session {
     pub fn joined(&self) -> bool {
         match self {
             Session::Native(session) => session.joined(),
+            // Its peers may wait as long as they like.
+            Session::Gearman(_) => true,
         }
     }
 
@@ -200,21 +231,21 @@ impl Session {
     /// same, this gives what ends the frame that it had begun; `None` if the connection is over.
     pub fn half_close(&mut self) -> Option<&'static [u8]> {
         match self {
-            Session::Native(_) => None,
+            Session::Native(_) | Session::Gearman(_) => None,
         }
     }
 
     /// Whether nothing that the peer asked for waits to be answered. Only asked of one that closed its sending side.
     pub fn is_settled(&self) -> bool {
         match self {
-            Session::Native(_) => true,
+            Session::Native(_) | Session::Gearman(_) => true,
         }
     }
 
     /// Whether it takes nothing until something is answered, after [`Step::Full`].
     pub fn is_full(&self) -> bool {
         match self {
-            Session::Native(_) => false,
+            Session::Native(_) | Session::Gearman(_) => false,
         }
     }
 
@@ -226,9 +257,9 @@ impl Session {
     /// Bytes that cannot begin a frame that may come now. So a bad header does not wait for the frame's end.
     #[inline]
     pub fn frame_bytes(&self, context: &Context, kept: &[u8], rest: &[u8]) -> Result<usize, Refusal> {
-        let _ = rest;
         match self {
             Session::Native(session) => session.frame_bytes(context, kept),
+            Session::Gearman(session) => session.frame_bytes(context, kept, rest),
         }
     }
 
@@ -248,6 +279,7 @@ impl Session {
     ) -> Result<Step<'a>, Refusal> {
         match self {
             Session::Native(session) => session.decode(context, peer, chunk, from),
+            Session::Gearman(session) => session.decode(context, peer, chunk, from),
         }
     }
 
@@ -257,6 +289,7 @@ impl Session {
     pub fn encode(&mut self, effect: Effect<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::encode(effect, out),
+            Session::Gearman(session) => session.encode(effect, out),
         }
     }
 
@@ -265,6 +298,7 @@ impl Session {
     pub fn assign(&mut self, now: Time, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
+            Session::Gearman(session) => session.assign(id, details, out),
         }
     }
 
@@ -273,13 +307,19 @@ impl Session {
     pub fn result(&mut self, id: u64, payload: Payload<'_>, out: &mut Output) {
         match self {
             Session::Native(_) => native::result(id, payload, out),
+            Session::Gearman(session) => session.result(id, payload, out),
         }
     }
 
     /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
     pub fn answer(&mut self, context: &Context, answer: &Answer, out: &mut Output) {
+        if let Answer::Raw(bytes) = answer {
+            return out.payload(Payload::from(bytes));
+        }
         match self {
             Session::Native(_) => native::answer(context, answer, out),
+            // It answers with bytes.
+            Session::Gearman(_) => {}
         }
     }
 
@@ -287,6 +327,7 @@ impl Session {
     pub fn report(&mut self, id: u64, report: &Bytes, out: &mut Output) {
         match self {
             Session::Native(_) => native::report(id, report, out),
+            Session::Gearman(_) => out.payload(Payload::from(report)),
         }
     }
 
@@ -294,6 +335,7 @@ impl Session {
     pub fn refuse(&mut self, refusal: &Refusal, out: &mut Output) {
         match self {
             Session::Native(_) => native::refuse(refusal, out),
+            Session::Gearman(session) => session.refuse(refusal, out),
         }
     }
 }

@@ -104,10 +104,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, listener: Listener, now: Time) -> Self {
+    pub(super) fn new(stream: TcpStream, listener: Listener, context: &Context, now: Time) -> Self {
+        let from = stream.peer_addr().ok().map(|address| address.ip());
         Connection {
             stream,
-            session: Session::new(listener),
+            session: Session::new(listener, context, from),
             listener,
             phase: Phase::Open,
             readable: false,
@@ -269,7 +270,7 @@ fn grow(input: &mut Vec<u8>, more: usize, length: usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use reparto_protocol::{Hello, Message, Role, Task, TaskOptions, limits};
@@ -280,7 +281,7 @@ mod tests {
 
     const PEER: Peer = Peer { index: 0, generation: 0 };
 
-    fn context() -> Context {
+    pub(in super::super) fn context() -> Context {
         let address = ([127, 0, 0, 1], 1).into();
         Context {
             clients: address,
@@ -290,6 +291,7 @@ mod tests {
             silence: Duration::from_secs(15),
             policy: Policy::default(),
             has_store: false,
+            gearman: Default::default(),
         }
     }
 
@@ -297,7 +299,7 @@ mod tests {
     fn client() -> (Connection, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
-        let mut connection = Connection::new(stream, Listener::Clients, Time(0));
+        let mut connection = Connection::new(stream, Listener::Clients, &context(), Time(0));
         let mut hello = BytesMut::new();
         let message = Hello { version: 1, role: Role::Client, features: 0, agent: "", token: &[] };
         Message::Hello(message).encode(&mut hello);

@@ -7,7 +7,7 @@ use super::decider::Decider;
 use super::net::Net;
 use super::turn::Reactor;
 use crate::background::{Noted, Outlet};
-use crate::dialect::Answer;
+use crate::dialect::{Answer, Asked};
 use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, ProgressKind};
 
 impl<'a> Effects<'a> for Net {
@@ -114,8 +114,15 @@ impl<D: Decider> Reactor<D> {
         if full && matches!(answer, Answer::Pong(_)) {
             return false;
         }
-        if let Answer::Status { id, offset, limit } = *answer {
-            return !self.report(peer, id, offset, limit) || full;
+        let asked = match answer {
+            Answer::Status { id, offset, limit } => {
+                Some((*id, Asked::Status { offset: *offset, limit: *limit }))
+            }
+            Answer::Question(question) => Some((0, Asked::Gearman(question.clone()))),
+            _ => None,
+        };
+        if let Some((id, asked)) = asked {
+            return !self.report(peer, id, asked) || full;
         }
         let context = self.net.context.clone();
         let open = self.net.append(peer, |connection| {
@@ -124,10 +131,10 @@ impl<D: Decider> Reactor<D> {
         full || !open
     }
 
-    /// Answers with a page of the status report. Says whether the connection can go on: where the report comes from
+    /// Answers a question. Says whether the connection can go on: where the report comes from
     /// another reactor, it waits, lest its answers change places or its questions pile up.
-    fn report(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) -> bool {
-        match self.decider.report(&mut self.net, peer, id, offset, limit) {
+    fn report(&mut self, peer: Peer, id: u64, asked: Asked) -> bool {
+        match self.decider.report(&mut self.net, peer, id, asked) {
             Some(report) => self.net.append(peer, |connection| {
                 connection.session.report(id, &report, &mut connection.output);
             }),

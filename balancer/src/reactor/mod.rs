@@ -83,6 +83,7 @@ use starting::Reactors;
 pub struct Balancer {
     clients: SocketAddr,
     workers: SocketAddr,
+    gearman: Option<SocketAddr>,
     handle: Handle,
     reactors: Reactors,
 }
@@ -125,6 +126,11 @@ impl Balancer {
     /// Where workers connect, with the port that was picked.
     pub fn workers_addr(&self) -> SocketAddr {
         self.workers
+    }
+
+    /// Where Gearman's clients and workers connect, if they may, with the port that was picked.
+    pub fn gearman_addr(&self) -> Option<SocketAddr> {
+        self.gearman
     }
 
     /// A handle to stop it with, from any thread.

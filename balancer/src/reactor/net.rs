@@ -16,7 +16,7 @@ use super::read_buffer::ReadBuffer;
 use super::slab::Connections;
 use super::totals::{Others, Totals};
 use crate::background::Noted;
-use crate::dialect::Context;
+use crate::dialect::{Context, gearman};
 use crate::scheduler::{Peer, Time};
 
 /// The connections of a reactor.
@@ -79,6 +79,7 @@ impl Net {
             silence: settings.scheduler.silence,
             policy: settings.scheduler.policy,
             has_store: settings.store.is_some(),
+            gearman: Arc::new(gearman::Shared::new(&host_name())),
         };
         Net {
             poll,
@@ -212,4 +213,12 @@ pub(super) fn touch(
         touched.push(peer);
         connection.lend(spare);
     }
+}
+
+/// This host's name; empty if it has none.
+fn host_name() -> String {
+    #[cfg(unix)]
+    return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    std::env::var("COMPUTERNAME").unwrap_or_default()
 }

@@ -32,6 +32,8 @@ pub struct Settings {
     pub clients: SocketAddr,
     /// Where workers connect; port 0 picks a free one. Default 127.0.0.1:8889.
     pub workers: SocketAddr,
+    /// Where Gearman's clients, workers and operators connect; `None` for nowhere, the default. Usual is port 4730.
+    pub gearman: Option<SocketAddr>,
     /// The scheduler's own settings. Its seed is random by default.
     pub scheduler: Config,
     /// Where background tasks are kept; `None` for nowhere: they are refused. Default `None`.
@@ -71,6 +73,7 @@ impl Default for Settings {
         Settings {
             clients: ([127, 0, 0, 1], 8888).into(),
             workers: ([127, 0, 0, 1], 8889).into(),
+            gearman: None,
             scheduler: Config { seed: RandomState::new().build_hasher().finish(), ..Config::default() },
             store: None,
             reactors: 1,
@@ -100,7 +103,8 @@ impl Settings {
 
     /// Where the balancer listens, and for whom: for clients, for workers, then for what else there is.
     pub(super) fn listeners(&self) -> impl Iterator<Item = (Listener, SocketAddr)> {
-        [(Listener::Clients, self.clients), (Listener::Workers, self.workers)].into_iter()
+        let gearman = self.gearman.map(|address| (Listener::Gearman, address));
+        [(Listener::Clients, self.clients), (Listener::Workers, self.workers)].into_iter().chain(gearman)
     }
 
     /// Checks that the settings make sense together.

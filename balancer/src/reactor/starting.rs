@@ -20,6 +20,7 @@ use super::totals::Totals;
 use super::turn::{Reactor, WAKER};
 use super::{Balancer, BalancerError, Handle, Settings};
 use crate::background::{Keeper, OpenedStore};
+use crate::dialect::Listener;
 use crate::scheduler::Scheduler;
 
 /// The reactors of a balancer.
@@ -43,6 +44,8 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
     let addresses: Vec<_> = acceptors.iter().map(Acceptor::address).collect();
     // `Settings::listeners` begins with these two.
     let (clients, workers) = (addresses[0], addresses[1]);
+    let gearman = acceptors.iter().find(|acceptor| acceptor.listener() == Listener::Gearman);
+    let gearman = gearman.map(Acceptor::address);
     let scheduler = Scheduler::new(settings.scheduler.clone());
     let keeper = match store {
         Some(store) => {
@@ -69,7 +72,7 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
             &settings,
         )?
     };
-    Ok(Balancer { clients, workers, handle, reactors })
+    Ok(Balancer { clients, workers, gearman, handle, reactors })
 }
 
 fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {

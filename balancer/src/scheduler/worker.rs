@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::api::{Peer, Time};
 use super::choice::{BucketLink, NO_BUCKET};
-use super::slab::{Link, List, linked};
 use super::pulling::{Puller, Rest};
+use super::slab::{Link, List, linked};
 use super::task::PlaceLink;
 
 /// Work that a worker may be given beyond its free threads, as time that it will take a thread.

@@ -7,7 +7,9 @@ use super::clients::MOST_WAITERS;
 use super::slab::{List, NONE};
 use super::task::{Place, PlaceLink};
 use super::worker::Worker;
-use super::{AssignmentId, Effect, Effects, Finish, Payload, Peer, ProgressKind, Registration, Role, Scheduler};
+use super::{
+    AssignmentId, Effect, Effects, Finish, Payload, Peer, ProgressKind, Registration, Role, Scheduler,
+};
 
 impl Scheduler {
     /// A worker comes, or describes itself anew.

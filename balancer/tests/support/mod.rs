@@ -21,6 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Served {
     pub clients: SocketAddr,
     pub workers: SocketAddr,
+    pub gearman: SocketAddr,
     pub handle: Handle,
     thread: Option<JoinHandle<Result<(), BalancerError>>>,
 }
@@ -40,6 +41,7 @@ pub fn settings() -> Settings {
     Settings {
         clients: any_port,
         workers: any_port,
+        gearman: Some(any_port),
         reactors: reactors(),
         grace: Duration::from_millis(200),
         linger: Duration::from_millis(500),
@@ -50,9 +52,10 @@ pub fn settings() -> Settings {
 pub fn serve(settings: Settings) -> Served {
     let balancer = Balancer::bind(settings).unwrap();
     let (clients, workers) = (balancer.clients_addr(), balancer.workers_addr());
+    let gearman = balancer.gearman_addr().unwrap_or(clients);
     let handle = balancer.handle();
     let thread = Some(std::thread::spawn(move || balancer.run()));
-    Served { clients, workers, handle, thread }
+    Served { clients, workers, gearman, handle, thread }
 }
 
 impl Served {

@@ -8,12 +8,12 @@ use reparto_protocol::{ErrorCode, limits};
 
 use super::handle::{Handle, number_of};
 use super::packet::{
-    Header, Kind, MAX_FUNCTION_BYTES, MAX_HANDLE_BYTES, MAX_UNIQUE_BYTES, number, only_argument, put,
-    put_error, take_argument,
+    HEADER_BYTES, Header, Kind, MAX_FUNCTION_BYTES, MAX_HANDLE_BYTES, MAX_UNIQUE_BYTES, number,
+    only_argument, put, put_error, take_argument,
 };
-use super::{Asked, MAX_ASKED, MAX_LINE_BYTES, Question, Request, Session, key};
+use super::{MAX_ASKED, MAX_LINE_BYTES, Question, Request, Session, key};
 use crate::background::{Ask, NewBackgroundTask};
-use crate::dialect::{Answer, Context, Prepared, Refusal, Step};
+use crate::dialect::{Answer, Context, OwnedEvent, OwnedTask, Refusal, Step};
 use crate::scheduler::{Event, Finish, Payload, Peer, ProgressKind, Pull, Submission};
 
 /// The priority of jobs submitted as high, and as low. What lies between is for tasks of other dialects.
@@ -87,15 +87,16 @@ impl Session {
     ///
     /// # Errors
     /// Bytes that begin neither.
-    pub fn frame_bytes(&self, context: &Context, buffer: &[u8]) -> Result<usize, Refusal> {
-        match buffer.first() {
-            None => Ok(super::packet::HEADER_BYTES),
-            Some(0) => Ok(Header::parse(buffer, context.max_frame_bytes)?
-                .map_or(super::packet::HEADER_BYTES, Header::packet_bytes)),
-            Some(_) => match buffer.iter().position(|byte| *byte == b'\n') {
+    pub fn frame_bytes(&self, context: &Context, kept: &[u8], rest: &[u8]) -> Result<usize, Refusal> {
+        match kept.first().or(rest.first()) {
+            None => Ok(HEADER_BYTES),
+            Some(0) => {
+                Ok(Header::parse(kept, context.max_frame_bytes)?.map_or(HEADER_BYTES, Header::packet_bytes))
+            }
+            Some(_) => match kept.iter().chain(rest).take(MAX_LINE_BYTES).position(|byte| *byte == b'\n') {
                 Some(end) => Ok(end + 1),
-                None if buffer.len() >= MAX_LINE_BYTES => Err(line_too_long()),
-                None => Ok(buffer.len() + 1),
+                None if kept.len() + rest.len() >= MAX_LINE_BYTES => Err(line_too_long()),
+                None => Ok(kept.len() + rest.len() + 1),
             },
         }
     }
@@ -119,18 +120,53 @@ impl Session {
                     return Ok(Step::Incomplete);
                 };
                 let Some(packet) = rest.get(..header.packet_bytes()) else { return Ok(Step::Incomplete) };
+                if let Some(joins) = self.join(peer, header.kind) {
+                    // The packet itself is taken the next time.
+                    return Ok(Step::Event(joins));
+                }
                 *from += packet.len();
                 self.speaks_text = false;
-                self.take(context, peer, chunk, header.kind, &packet[super::packet::HEADER_BYTES..])
+                self.take(context, peer, chunk, header.kind, &packet[HEADER_BYTES..])
             }
             Some(_) => {
                 self.speaks_text = true;
                 let Some(end) = rest.iter().take(MAX_LINE_BYTES).position(|byte| *byte == b'\n') else {
-                    return if rest.len() >= MAX_LINE_BYTES { Err(line_too_long()) } else { Ok(Step::Incomplete) };
+                    return if rest.len() >= MAX_LINE_BYTES {
+                        Err(line_too_long())
+                    } else {
+                        Ok(Step::Incomplete)
+                    };
                 };
                 *from += end + 1;
                 Ok(self.take_line(context, &String::from_utf8_lossy(&rest[..end])))
             }
+        }
+    }
+
+    /// What the scheduler must hear first when the peer shows by a packet that it is a client or a worker.
+    #[inline]
+    fn join(&mut self, peer: Peer, kind: Kind) -> Option<Event<'static>> {
+        if self.is_client && self.is_worker {
+            return None;
+        }
+        match kind {
+            Kind::SubmitJob | Kind::SubmitJobHigh | Kind::SubmitJobLow | Kind::SubmitReduceJob => {
+                let joins = !std::mem::replace(&mut self.is_client, true);
+                joins.then_some(Event::ClientJoined { peer })
+            }
+            Kind::CanDo
+            | Kind::CanDoTimeout
+            | Kind::CantDo
+            | Kind::ResetAbilities
+            | Kind::PreSleep
+            | Kind::GrabJob
+            | Kind::GrabJobUniq
+            | Kind::GrabJobAll
+            | Kind::SetClientId => {
+                let joins = !std::mem::replace(&mut self.is_worker, true);
+                joins.then_some(Event::PullerJoined { peer, from: self.from })
+            }
+            _ => None,
         }
     }
 
@@ -149,13 +185,15 @@ impl Session {
             Kind::WorkComplete | Kind::WorkFail | Kind::WorkException => {
                 self.finished(peer, chunk, kind, data)?
             }
-            Kind::WorkData | Kind::WorkWarning | Kind::WorkStatus => self.progress(peer, chunk, kind, data)?,
-            Kind::GrabJob => self.pull(peer, Pull::Grab { form: 0 }),
-            Kind::GrabJobUniq => self.pull(peer, Pull::Grab { form: 1 }),
-            Kind::GrabJobAll => self.pull(peer, Pull::Grab { form: 2 }),
-            Kind::PreSleep => self.pull(peer, Pull::Sleep),
+            Kind::WorkData | Kind::WorkWarning | Kind::WorkStatus => {
+                self.progress(peer, chunk, kind, data)?
+            }
+            Kind::GrabJob => pull(peer, Pull::Grab { form: 0 }),
+            Kind::GrabJobUniq => pull(peer, Pull::Grab { form: 1 }),
+            Kind::GrabJobAll => pull(peer, Pull::Grab { form: 2 }),
+            Kind::PreSleep => pull(peer, Pull::Sleep),
             Kind::CanDo => match function(only_argument(data)) {
-                Ok(action) => self.pull(peer, Pull::CanDo { action, limit: None }),
+                Ok(action) => pull(peer, Pull::CanDo { action, limit: None }),
                 Err(failure) => failure.into(),
             },
             Kind::CanDoTimeout => {
@@ -164,17 +202,17 @@ impl Session {
                 let limit = Duration::from_millis(number(only_argument(rest)));
                 let limit = (!limit.is_zero()).then_some(limit.max(LEAST_RUN));
                 match function(name) {
-                    Ok(action) => self.pull(peer, Pull::CanDo { action, limit }),
+                    Ok(action) => pull(peer, Pull::CanDo { action, limit }),
                     Err(failure) => failure.into(),
                 }
             }
             Kind::CantDo => match function(only_argument(data)) {
-                Ok(action) => self.pull(peer, Pull::CantDo { action }),
+                Ok(action) => pull(peer, Pull::CantDo { action }),
                 Err(failure) => failure.into(),
             },
-            Kind::ResetAbilities => self.pull(peer, Pull::Reset),
+            Kind::ResetAbilities => pull(peer, Pull::Reset),
             Kind::SetClientId => match std::str::from_utf8(only_argument(data)) {
-                Ok(name) if !name.is_empty() => self.pull(peer, Pull::Name(name)),
+                Ok(name) if !name.is_empty() => pull(peer, Pull::Name(name)),
                 _ => Failure("INVALID_PACKET", "a client id is a text".into()).into(),
             },
             // That it has no other server is of no use here.
@@ -236,12 +274,14 @@ impl Session {
             announced: true,
             ..Submission::new(number_of(peer.index, count), job.action, job.payload)
         };
-        let key = made_key(job, count);
-        if key.is_none() && self.is_client {
-            return Step::Event(Event::Submit { peer, task });
-        }
-        let joins = (!std::mem::replace(&mut self.is_client, true)).then_some(Event::ClientJoined { peer });
-        Step::Prepared(Box::new(Prepared { joins, event: Event::Submit { peer, task }, key }))
+        let Some(key) = made_key(job, count) else { return Step::Event(Event::Submit { peer, task }) };
+        Step::Owned(Box::new(OwnedEvent::Submit(OwnedTask {
+            priority,
+            wait: task.wait,
+            key: key.into(),
+            announced: true,
+            ..OwnedTask::new(task.id, job.action, job.payload.to_bytes())
+        })))
     }
 
     fn submit_background<'a>(&mut self, context: &Context, priority: u8, job: &Job<'a>) -> Step<'a> {
@@ -306,16 +346,6 @@ impl Session {
     // ---- workers ----
 
     #[inline]
-    fn pull<'a>(&mut self, peer: Peer, pull: Pull<'a>) -> Step<'a> {
-        let event = Event::Pull { peer, pull };
-        if std::mem::replace(&mut self.is_worker, true) {
-            return Step::Event(event);
-        }
-        let joins = Some(Event::PullerJoined { peer, from: self.from });
-        Step::Prepared(Box::new(Prepared { joins, event, key: None }))
-    }
-
-    #[inline]
     fn finished<'a>(
         &mut self,
         peer: Peer,
@@ -328,8 +358,13 @@ impl Session {
             Kind::WorkFail => std::mem::take(&mut rest).split(|byte| *byte == 0).next().unwrap_or(&[]),
             _ => take_argument(&mut rest).ok_or_else(|| too_few(kind))?,
         };
-        let Some(at) = self.find_held(text) else { return Ok(job_not_found().into()) };
-        let Some((_, assignment)) = self.held.remove(at) else { return Ok(Step::Nothing) };
+        let Some(at) = self.find_held(text) else {
+            let handle = Handle::parse(&self.shared.prefix, text);
+            let again = kind != Kind::WorkException && handle.is_some() && self.excepted.take() == handle;
+            return Ok(if again { Step::Nothing } else { job_not_found().into() });
+        };
+        let Some((handle, assignment)) = self.held.remove(at) else { return Ok(Step::Nothing) };
+        self.excepted = (kind == Kind::WorkException).then_some(handle);
         let finish = match kind {
             Kind::WorkComplete => Finish::Done,
             Kind::WorkFail => Finish::Failed(PLAIN_FAILURE),
@@ -390,8 +425,13 @@ impl Session {
     }
 }
 
+#[inline]
+fn pull(peer: Peer, pull: Pull<'_>) -> Step<'_> {
+    Step::Event(Event::Pull { peer, pull })
+}
+
 fn ask(question: Question) -> Step<'static> {
-    Step::Answer(Answer::Asked(Asked::Gearman(question)), None)
+    Step::Answer(Answer::Question(question), None)
 }
 
 /// The key of a job for which it must be made: with a reducer, or with the payload as its unique id.

@@ -28,7 +28,7 @@ impl Session {
                 None => self.failed(id, code, &message, payload, out),
             },
             Effect::Progress { id, kind, done, total, payload, .. } => {
-                self.progress(id, kind, (done, total), payload, out);
+                self.told(id, kind, (done, total), payload, out);
             }
             Effect::NoTask { .. } => put(out.buffer(), Kind::NoJob, &[]),
             Effect::Wake { .. } => put(out.buffer(), Kind::Noop, &[]),
@@ -108,7 +108,7 @@ impl Session {
         }
     }
 
-    fn progress(
+    fn told(
         &self,
         id: u64,
         kind: ProgressKind,
@@ -144,8 +144,7 @@ impl Session {
                     let (done, total) = if known { standing.progress } else { (0, 0) };
                     let handle = Handle::Task(standing.task).text(&self.shared.prefix);
                     let (done, total) = (done.to_string(), total.to_string());
-                    let arguments =
-                        [&handle[..], flag(known), flag(runs), done.as_bytes(), total.as_bytes()];
+                    let arguments = [&handle[..], flag(known), flag(runs), done.as_bytes(), total.as_bytes()];
                     put(out.buffer(), Kind::StatusRes, &arguments);
                 }
             },

@@ -16,7 +16,7 @@ const HOST_BYTES: usize = MAX_HANDLE_BYTES - 2 - 1 - 36;
 
 /// A job, as its handle names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handle {
+pub(super) enum Handle {
     /// A foreground job.
     Number(u64),
     /// A background job.
@@ -24,25 +24,25 @@ pub enum Handle {
 }
 
 /// The number of a connection's job: the connection's index, and a count over all of them.
-pub fn number_of(connection: u32, count: u64) -> u64 {
+pub(super) fn number_of(connection: u32, count: u64) -> u64 {
     // Indexes are 20 bits at most, so the bits above stay free.
     (u64::from(connection) + 1) << COUNT_BITS | count & ((1 << COUNT_BITS) - 1)
 }
 
 /// The index of the connection whose job has this number; `None` for a number that no job has.
-pub fn connection_of(number: u64) -> Option<u32> {
+pub(super) fn connection_of(number: u64) -> Option<u32> {
     u32::try_from(number >> COUNT_BITS).ok()?.checked_sub(1)
 }
 
 /// What all handles of a balancer begin with: `H:`, a host's name, and `:`.
-pub fn prefix(host: &str) -> String {
+pub(super) fn prefix(host: &str) -> String {
     let plain: String = host.chars().filter(|char| char.is_ascii_graphic()).take(HOST_BYTES).collect();
     format!("H:{}:", if plain.is_empty() { "reparto" } else { &plain })
 }
 
 impl Handle {
     /// The handle of this text; `None` when it is none of this balancer's.
-    pub fn parse(prefix: &str, text: &[u8]) -> Option<Handle> {
+    pub(super) fn parse(prefix: &str, text: &[u8]) -> Option<Handle> {
         let rest = std::str::from_utf8(text.strip_prefix(prefix.as_bytes())?).ok()?;
         if let Ok(number) = rest.parse() {
             return Some(Handle::Number(number));
@@ -52,7 +52,7 @@ impl Handle {
 
     /// Writes its text.
     #[inline]
-    pub fn put(self, prefix: &str, out: &mut BytesMut) {
+    pub(super) fn put(self, prefix: &str, out: &mut BytesMut) {
         out.put_slice(prefix.as_bytes());
         match self {
             Handle::Number(number) => put_digits(number, out),
@@ -66,7 +66,7 @@ impl Handle {
 
     /// Bytes of its text.
     #[inline]
-    pub fn len(self, prefix: &str) -> usize {
+    pub(super) fn len(self, prefix: &str) -> usize {
         prefix.len()
             + match self {
                 Handle::Number(number) => number.checked_ilog10().unwrap_or(0) as usize + 1,
@@ -75,7 +75,7 @@ impl Handle {
     }
 
     /// Its text.
-    pub fn text(self, prefix: &str) -> BytesMut {
+    pub(super) fn text(self, prefix: &str) -> BytesMut {
         let mut out = BytesMut::with_capacity(self.len(prefix));
         self.put(prefix, &mut out);
         out

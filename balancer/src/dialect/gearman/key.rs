@@ -10,17 +10,17 @@
 use sha2::{Digest, Sha256};
 
 /// The unique id by which the payload stands for itself.
-pub const PAYLOAD_ITSELF: &[u8] = b"-";
+pub(super) const PAYLOAD_ITSELF: &[u8] = b"-";
 
 /// A key for jobs whose payload is their unique id.
-pub fn of_payload(payload: &[u8]) -> Box<[u8]> {
+pub(super) fn of_payload(payload: &[u8]) -> Box<[u8]> {
     let mut key = b"-\0\0".to_vec();
     key.extend_from_slice(&Sha256::digest(payload));
     key.into()
 }
 
 /// A key for a job with a reducer and, perhaps, a unique id. `count` is another one for each job.
-pub fn with_reducer(unique: &[u8], reducer: &[u8], count: u64) -> Box<[u8]> {
+pub(super) fn with_reducer(unique: &[u8], reducer: &[u8], count: u64) -> Box<[u8]> {
     let mut key = [unique, b"\0", reducer].concat();
     if unique.is_empty() {
         key.push(0);
@@ -30,7 +30,7 @@ pub fn with_reducer(unique: &[u8], reducer: &[u8], count: u64) -> Box<[u8]> {
 }
 
 /// The unique id and the reducer in a key.
-pub fn parts(key: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn parts(key: &[u8]) -> (&[u8], &[u8]) {
     let mut parts = key.split(|byte| *byte == 0);
     (parts.next().unwrap_or(&[]), parts.next().unwrap_or(&[]))
 }

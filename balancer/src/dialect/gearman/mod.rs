@@ -24,9 +24,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use handle::Handle;
-pub use questions::{Asked, Question, reply};
+use handle::Handle;
+pub use questions::Question;
+pub(crate) use questions::{Place, reply};
 
+use crate::dialect::PeerKind;
 use crate::scheduler::{AssignmentId, BackgroundId};
 
 /// Longest text command, in bytes, its line's end included.
@@ -50,6 +52,12 @@ pub struct Shared {
     jobs: AtomicU64,
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Shared::new("")
+    }
+}
+
 impl Shared {
     /// For a balancer on this host.
     pub fn new(host: &str) -> Self {
@@ -57,7 +65,7 @@ impl Shared {
     }
 
     /// What handles begin with.
-    pub fn prefix(&self) -> &str {
+    fn prefix(&self) -> &str {
         &self.prefix
     }
 
@@ -87,7 +95,9 @@ impl Request {
         if number & ASK_BIT == 0 {
             return None;
         }
-        [Request::Submit, Request::Status, Request::Cancel].get((number >> ASK_SHIFT & 0b111) as usize).copied()
+        [Request::Submit, Request::Status, Request::Cancel]
+            .get((number >> ASK_SHIFT & 0b111) as usize)
+            .copied()
     }
 }
 
@@ -106,6 +116,8 @@ pub struct Session {
     speaks_text: bool,
     /// What it was given as a worker and has not answered, the oldest first. The scheduler bounds it.
     held: VecDeque<(Handle, AssignmentId)>,
+    /// The job that it has ended last with an exception: its library may say once more that it failed.
+    excepted: Option<Handle>,
     /// The background jobs that it has asked about, with the numbers of its questions.
     asked: Vec<(u64, BackgroundId)>,
 }
@@ -121,13 +133,18 @@ impl Session {
             exceptions: false,
             speaks_text: false,
             held: VecDeque::new(),
+            excepted: None,
             asked: Vec::new(),
         }
     }
 
-    /// Whether it must be read from though it does not read: a worker may write a result before it reads on, and what
-    /// it can be sent is bounded by what it asks for.
-    pub fn is_worker(&self) -> bool {
-        self.is_worker
+    /// What the peer is to the scheduler.
+    pub fn kind(&self) -> PeerKind {
+        match (self.is_client, self.is_worker) {
+            (false, false) => PeerKind::Unknown,
+            (true, false) => PeerKind::Client,
+            (false, true) => PeerKind::Worker,
+            (true, true) => PeerKind::Both,
+        }
     }
 }

@@ -13,31 +13,31 @@ use crate::dialect::{Output, Refusal};
 use crate::scheduler::Payload;
 
 /// Bytes of a header.
-pub const HEADER_BYTES: usize = 12;
+pub(super) const HEADER_BYTES: usize = 12;
 
 const REQUEST: [u8; 4] = *b"\0REQ";
 const RESPONSE: [u8; 4] = *b"\0RES";
 
 /// Bytes of a function's name: an action's.
-pub const MAX_FUNCTION_BYTES: usize = 255;
+pub(super) const MAX_FUNCTION_BYTES: usize = 255;
 
 /// Bytes of a unique id, and of a reducer's name.
-pub const MAX_UNIQUE_BYTES: usize = 64;
+pub(super) const MAX_UNIQUE_BYTES: usize = 64;
 
 /// Bytes of a job's handle.
-pub const MAX_HANDLE_BYTES: usize = 63;
+pub(super) const MAX_HANDLE_BYTES: usize = 63;
 
 macro_rules! kinds {
     ($($name:ident = $number:literal, $text:literal, $arguments:literal;)*) => {
         /// What a packet is.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Kind {
+        pub(super) enum Kind {
             $(#[doc = $text] $name = $number,)*
         }
 
         impl Kind {
             /// The kind of this number; `None` for a number that none has.
-            pub fn of(number: u32) -> Option<Kind> {
+            pub(super) fn of(number: u32) -> Option<Kind> {
                 Some(match number {
                     $($number => Kind::$name,)*
                     _ => return None,
@@ -45,14 +45,14 @@ macro_rules! kinds {
             }
 
             /// Its name in the protocol's description.
-            pub fn name(self) -> &'static str {
+            pub(super) fn name(self) -> &'static str {
                 match self {
                     $(Kind::$name => $text,)*
                 }
             }
 
             /// How many arguments it has. The last may hold NULs, and be empty.
-            pub fn arguments(self) -> usize {
+            pub(super) fn arguments(self) -> usize {
                 match self {
                     $(Kind::$name => $arguments,)*
                 }
@@ -107,11 +107,11 @@ kinds! {
 
 /// A packet's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub(super) struct Header {
     /// What it is.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// Bytes that follow the header.
-    pub data_bytes: usize,
+    pub(super) data_bytes: usize,
 }
 
 impl Header {
@@ -120,7 +120,7 @@ impl Header {
     /// # Errors
     /// Bytes that begin no request, a number that no packet has, or a packet of more than `max_bytes` in all. Each is
     /// found as soon as its bytes are there.
-    pub fn parse(buffer: &[u8], max_bytes: u32) -> Result<Option<Header>, Refusal> {
+    pub(super) fn parse(buffer: &[u8], max_bytes: u32) -> Result<Option<Header>, Refusal> {
         let magic = buffer.len().min(REQUEST.len());
         if buffer[..magic] != REQUEST[..magic] {
             let message = if buffer[..magic] == RESPONSE[..magic] {
@@ -130,7 +130,8 @@ impl Header {
             };
             return Err(Refusal::new(ErrorCode::BadFrame, message));
         }
-        let Some([_, _, _, _, k0, k1, k2, k3, s0, s1, s2, s3]) = buffer.first_chunk::<HEADER_BYTES>().copied()
+        let Some([_, _, _, _, k0, k1, k2, k3, s0, s1, s2, s3]) =
+            buffer.first_chunk::<HEADER_BYTES>().copied()
         else {
             return Ok(None);
         };
@@ -147,13 +148,13 @@ impl Header {
     }
 
     /// Bytes of the whole packet.
-    pub fn packet_bytes(self) -> usize {
+    pub(super) fn packet_bytes(self) -> usize {
         HEADER_BYTES + self.data_bytes
     }
 }
 
 /// Takes the first argument off, and the NUL behind it.
-pub fn take_argument<'a>(data: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(super) fn take_argument<'a>(data: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = data.iter().position(|byte| *byte == 0)?;
     let (argument, rest) = data.split_at(end);
     *data = &rest[1..];
@@ -161,19 +162,19 @@ pub fn take_argument<'a>(data: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// The only argument, without the NUL that some peers end it with.
-pub fn only_argument(data: &[u8]) -> &[u8] {
+pub(super) fn only_argument(data: &[u8]) -> &[u8] {
     data.split(|byte| *byte == 0).next().unwrap_or(data)
 }
 
 /// A whole number in digits, as far as it goes: what is none, or too large, counts as 0, as it does for a server that
 /// uses `atoi`.
-pub fn number(text: &[u8]) -> u64 {
+pub(super) fn number(text: &[u8]) -> u64 {
     std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Writes a response's header for `data_bytes` of data.
 #[inline]
-pub fn put_header(out: &mut BytesMut, kind: Kind, data_bytes: usize) {
+pub(super) fn put_header(out: &mut BytesMut, kind: Kind, data_bytes: usize) {
     out.reserve(HEADER_BYTES + data_bytes.min(512));
     out.put_slice(&RESPONSE);
     out.put_u32(kind as u32);
@@ -182,7 +183,7 @@ pub fn put_header(out: &mut BytesMut, kind: Kind, data_bytes: usize) {
 }
 
 /// Writes a response whose data is these arguments.
-pub fn put(out: &mut BytesMut, kind: Kind, arguments: &[&[u8]]) {
+pub(super) fn put(out: &mut BytesMut, kind: Kind, arguments: &[&[u8]]) {
     let nuls = arguments.len().saturating_sub(1);
     put_header(out, kind, arguments.iter().map(|argument| argument.len()).sum::<usize>() + nuls);
     for (at, argument) in arguments.iter().enumerate() {
@@ -195,7 +196,7 @@ pub fn put(out: &mut BytesMut, kind: Kind, arguments: &[&[u8]]) {
 
 /// Writes a response whose last argument is a payload.
 #[inline]
-pub fn put_with_payload(out: &mut Output, kind: Kind, arguments: &[&[u8]], payload: Payload<'_>) {
+pub(super) fn put_with_payload(out: &mut Output, kind: Kind, arguments: &[&[u8]], payload: Payload<'_>) {
     let names: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
     let buffer = out.buffer();
     put_header(buffer, kind, names + payload.len());
@@ -207,7 +208,7 @@ pub fn put_with_payload(out: &mut Output, kind: Kind, arguments: &[&[u8]], paylo
 }
 
 /// Writes an ERROR.
-pub fn put_error(out: &mut BytesMut, code: &str, text: &str) {
+pub(super) fn put_error(out: &mut BytesMut, code: &str, text: &str) {
     put(out, Kind::Error, &[code.as_bytes(), text.as_bytes()]);
 }
 

@@ -3,12 +3,12 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::Shared;
 use super::encode::flag;
 use super::handle::{Handle, connection_of};
 use super::key;
 use super::packet::{Kind, put};
 use crate::background::Keeper;
-use crate::dialect::Context;
 use crate::scheduler::{Effects, HeldTask, JobStatus, Scheduler, Time};
 
 /// Most jobs that a list of them shows.
@@ -18,20 +18,6 @@ const MOST_LISTED: usize = 16_384;
 const MOST_REPEATED: usize = 64;
 
 const OK: &str = "OK\r\n";
-
-/// A question of some dialect's that is answered where the scheduler is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
-    /// A page of the status report, as JSON.
-    Status {
-        /// Workers and actions to pass over.
-        offset: u32,
-        /// Workers and actions to give at most.
-        limit: u32,
-    },
-    /// One of a Gearman connection's.
-    Gearman(Question),
-}
 
 /// A question of a Gearman connection's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,23 +31,23 @@ pub enum Question {
 }
 
 /// Where an answer is looked up.
-pub struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// The scheduler.
-    pub scheduler: &'a mut Scheduler,
+    pub(crate) scheduler: &'a mut Scheduler,
     /// What keeps background jobs, if anything does.
-    pub keeper: Option<&'a Keeper>,
+    pub(crate) keeper: Option<&'a Keeper>,
     /// Now.
-    pub now: Time,
+    pub(crate) now: Time,
 }
 
 /// Answers a question, as bytes to be sent as they are. Says whether the balancer is asked to stop.
-pub fn reply<'a>(
+pub(crate) fn reply<'a>(
     question: &Question,
-    context: &Context,
+    shared: &Shared,
     place: Place<'_>,
     effects: &mut impl Effects<'a>,
 ) -> (Bytes, bool) {
-    let prefix = context.gearman.prefix();
+    let prefix = shared.prefix();
     match question {
         Question::Job(number) => {
             let job = connection_of(*number).and_then(|at| place.scheduler.job(at, *number));
@@ -112,13 +98,11 @@ fn command<'a>(
             let [high, usual, low] = action.queued_by_class;
             format!("{}\t{high}\t{usual}\t{low}\t{}", one_line(&action.name), action.workers)
         })),
-        ("show", 2) if lower[1] == "jobs" => {
-            table(scheduler.held_tasks(MOST_LISTED).filter_map(|task| {
-                let (handle, kept) = (handle_of(&task)?, u8::from(task.task_id.is_some()));
-                let handle = handle.text(prefix);
-                Some(format!("{}\t{}\t0\t{kept}", String::from_utf8_lossy(&handle), task.attempts))
-            }))
-        }
+        ("show", 2) if lower[1] == "jobs" => table(scheduler.held_tasks(MOST_LISTED).filter_map(|task| {
+            let (handle, kept) = (handle_of(&task)?, u8::from(task.task_id.is_some()));
+            let handle = handle.text(prefix);
+            Some(format!("{}\t{}\t0\t{kept}", String::from_utf8_lossy(&handle), task.attempts))
+        })),
         ("show", 3) if lower[1] == "unique" && words[2].eq_ignore_ascii_case("jobs") => {
             table(scheduler.held_tasks(MOST_LISTED).filter_map(|task| {
                 let unique = key::parts(task.key).0;

@@ -266,6 +266,7 @@ fn submit_kept<'a>(context: &Context, chunk: &Bytes, task: &Task<'_>) -> Step<'a
         backoff_most_ms: options.backoff_most_ms.unwrap_or(millis(limits::DEFAULT_BACKOFF_MOST)),
         idempotency_key: Bytes::copy_from_slice(options.idempotency_key.unwrap_or(&[])),
         idempotency_window: options.idempotency_ms.map_or(limits::DEFAULT_IDEMPOTENCY, Duration::from_millis),
+        key: Bytes::new(),
     })))
 }
 

@@ -64,7 +64,7 @@ pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
             out,
         ),
         Answer::Pong(id) => put_bare(&Message::Pong(Pong { id: *id }), out),
-        Answer::Status { .. } => {}
+        Answer::Status { .. } | Answer::Raw(_) | Answer::Question(_) => {}
         Answer::Failed { id, code, message } => {
             put_bare(&Message::Error(ErrorMessage { id: *id, code: *code, message, payload: &[] }), out);
         }

@@ -176,6 +176,7 @@ mod tests {
             silence: Duration::from_secs(15),
             policy: Policy::default(),
             has_store: false,
+            gearman: Default::default(),
         }
     }
 

@@ -11,8 +11,8 @@ use reparto_protocol::{
 use super::*;
 use crate::dialect::{Context, Output, Refusal, Step};
 use crate::scheduler::{
-    Assignment, AssignmentId, Config, Effect, Payload, Peer, Policy, ProgressKind, Registration, Scheduler, Submission,
-    Time,
+    Assignment, AssignmentId, Config, Effect, Payload, Peer, Policy, ProgressKind, Registration, Scheduler,
+    Submission, Time,
 };
 
 const PEER: Peer = Peer { index: 7, generation: 3 };
@@ -26,6 +26,7 @@ fn context() -> Context {
         silence: Duration::from_secs(15),
         policy: Policy::default(),
         has_store: false,
+        gearman: Default::default(),
     }
 }
 

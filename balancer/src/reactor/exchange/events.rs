@@ -1,11 +1,15 @@
 //! Events on their way from a front reactor to the scheduler.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Batch;
 use super::parts::{Part, Parts, Text};
 use crate::background::Ask;
-use crate::scheduler::{AssignmentId, BackgroundId, Event, Finish, Peer, ProgressKind, Pull, Registration, Submission};
+use crate::dialect::Asked;
+use crate::scheduler::{
+    AssignmentId, BackgroundId, Event, Finish, Peer, ProgressKind, Pull, Registration, Submission,
+};
 
 /// Rows whose memory an emptied batch keeps.
 const KEPT_ROWS: usize = 32 * 1024;
@@ -22,16 +26,14 @@ pub(crate) enum Said<'a> {
         /// What.
         ask: &'a Ask,
     },
-    /// A peer asks for a page of the status report.
-    Status {
+    /// A peer asks for something that is looked up where the scheduler is.
+    Asked {
         /// Who.
         peer: Peer,
         /// Its number for the question.
         id: u64,
-        /// Workers and actions to pass over.
-        offset: u32,
-        /// Workers and actions to give at most.
-        limit: u32,
+        /// What.
+        asked: &'a Asked,
     },
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct EventBatch {
     actions: Vec<Text>,
     /// The tasks that all registrations name.
     held: Vec<BackgroundId>,
+    /// What peers ask that is looked up where the scheduler is.
+    asked: Vec<Asked>,
     /// What clients ask of the store.
     asks: Vec<Ask>,
     /// Bytes of payload in `asks`.
@@ -81,7 +85,7 @@ enum Row {
     },
     PullerJoined {
         peer: Peer,
-        from: Text,
+        from: Option<IpAddr>,
     },
     Pull {
         peer: Peer,
@@ -104,11 +108,10 @@ enum Row {
     Shutdown {
         grace: Duration,
     },
-    Status {
+    Asked {
         peer: Peer,
         id: u64,
-        offset: u32,
-        limit: u32,
+        at: u32,
     },
     Ask {
         peer: Peer,
@@ -232,9 +235,7 @@ impl EventBatch {
                 let payload = self.parts.add_payload(payload);
                 Row::Progress { peer, assignment, kind, done, total, payload }
             }
-            Event::PullerJoined { peer, from } => {
-                Row::PullerJoined { peer, from: self.parts.add_text(from) }
-            }
+            Event::PullerJoined { peer, from } => Row::PullerJoined { peer, from },
             Event::Pull { peer, pull } => Row::Pull { peer, pull: self.pull_row(pull) },
             // Two have rows of their own in `push`, and what the store says is said where the scheduler is: those
             // come here never.
@@ -293,9 +294,10 @@ impl EventBatch {
         }
     }
 
-    /// Adds a question for the status report.
-    pub(crate) fn ask_status(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) {
-        self.rows.push(Row::Status { peer, id, offset, limit });
+    /// Adds a question.
+    pub(crate) fn ask_about(&mut self, peer: Peer, id: u64, asked: Asked) {
+        self.rows.push(Row::Asked { peer, id, at: self.asked.len() as u32 });
+        self.asked.push(asked);
     }
 
     /// Adds what a client asks of the store.
@@ -344,14 +346,14 @@ impl EventBatch {
             Row::Progress { peer, assignment, kind, done, total, payload } => {
                 Event::Progress { peer, assignment, kind, done, total, payload: self.parts.payload(payload) }
             }
-            Row::PullerJoined { peer, from } => Event::PullerJoined { peer, from: self.parts.text(from) },
+            Row::PullerJoined { peer, from } => Event::PullerJoined { peer, from },
             Row::Pull { peer, pull } => Event::Pull { peer, pull: self.pull(pull) },
             Row::Heard { peer } => Event::Heard { peer },
             Row::Gone { peer } => Event::Gone { peer },
             Row::Shutdown { grace } => Event::Shutdown { grace },
             Row::Ask { peer, at } => return Some(Said::Ask { peer, ask: &self.asks[at as usize] }),
-            Row::Status { peer, id, offset, limit } => {
-                return Some(Said::Status { peer, id, offset, limit });
+            Row::Asked { peer, id, at } => {
+                return Some(Said::Asked { peer, id, asked: &self.asked[at as usize] });
             }
         }))
     }
@@ -389,6 +391,8 @@ impl Batch for EventBatch {
         self.actions.shrink_to(KEPT_ROWS);
         self.held.clear();
         self.held.shrink_to(KEPT_ROWS);
+        self.asked.clear();
+        self.asked.shrink_to(KEPT_ROWS);
         self.asks.clear();
         self.asks.shrink_to(KEPT_ROWS);
         self.ask_bytes = 0;

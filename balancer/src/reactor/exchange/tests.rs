@@ -12,6 +12,7 @@ use reparto_protocol::ErrorCode;
 
 use super::mailbox::Closed;
 use super::*;
+use crate::dialect::Asked;
 use crate::scheduler::{
     Assignment, AssignmentId, Effect, Event, Finish, Payload, ProgressKind, Pull, Registration, Submission,
     Time,
@@ -89,7 +90,7 @@ impl Material {
                 let kind = [ProgressKind::Report, ProgressKind::Data][random.usize(..2)];
                 Event::Progress { peer, assignment, kind, done: 1, total: 2, payload: self.payload(random) }
             }
-            9 => Event::PullerJoined { peer, from: self.text(random) },
+            9 => Event::PullerJoined { peer, from: random.bool().then(|| [127, 0, 0, random.u8(..)].into()) },
             10 => Event::Pull { peer, pull: self.pull(random) },
             _ => [Event::Heard { peer }, Event::Gone { peer }][random.usize(..2)].clone(),
         }
@@ -140,12 +141,13 @@ fn events_come_out_as_they_went_in_and_in_their_order_however_often_a_batch_is_u
     for _ in 0..20 {
         let events: Vec<Event<'_>> = (0..200).map(|_| material.event(&mut random)).collect();
         events.iter().for_each(|event| batch.push(event));
-        batch.ask_status(Peer { index: 1, generation: 2 }, 3, 4, 5);
+        batch.ask_about(Peer { index: 1, generation: 2 }, 3, Asked::Status { offset: 4, limit: 5 });
         for (at, event) in events.iter().enumerate() {
             let Some(Said::Event(said)) = batch.get(at) else { panic!("{event:?} is not there") };
             assert_eq!(format!("{said:?}"), format!("{event:?}"));
         }
-        assert!(matches!(batch.get(200), Some(Said::Status { id: 3, offset: 4, limit: 5, .. })));
+        let Some(Said::Asked { id: 3, asked, .. }) = batch.get(200) else { panic!("no question") };
+        assert_eq!(asked, &Asked::Status { offset: 4, limit: 5 });
         assert!(batch.get(201).is_none() && batch.size().0 == 201);
         batch.clear();
         assert!(batch.is_empty() && batch.size() == (0, 0));
