@@ -48,4 +48,4 @@ pub use message::{
     StatusReport, Task, TaskDone, TaskList, TaskOptions, TaskResult, TaskStanding, Welcome,
 };
 pub use state::TaskState;
-pub use usual::{UsualResult, UsualResults, UsualTask, UsualTasks};
+pub use usual::{AlikeHeads, UsualResult, UsualResults, UsualTask, UsualTasks};

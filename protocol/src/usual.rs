@@ -1,11 +1,13 @@
-//! The two commonest frames, read in one go: a TASK that has an action and nothing else, and a TASK_RESULT that is
-//! done and says nothing beside it. A balancer reads little else.
+//! The commonest frames, in one go: read, a TASK that has an action and nothing else, and a TASK_RESULT that is done and
+//! says nothing beside it; written, what they become, an ASSIGN_TASK and a RESULT. A balancer has little else to do.
 //!
-//! These take a frame only where [`Frame::parse`](crate::Frame::parse) and [`Message::decode`](crate::Message::decode)
+//! The readers take a frame only where [`Frame::parse`](crate::Frame::parse) and [`Message::decode`](crate::Message::decode)
 //! would take it, and understand it alike; whatever else stands there, they leave to those.
 
+use bytes::{BufMut, BytesMut};
+
 use crate::field::{FIELD_HEADER_BYTES, Tag};
-use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES};
+use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, header};
 use crate::limits;
 
 /// A TASK that has an action and nothing else.
@@ -264,12 +266,89 @@ impl<'a> Alike<'a> {
     }
 }
 
+/// Writes the heads of frames that follow each other and differ in nothing but their numbers and payloads: ASSIGN_TASKs
+/// of one action, first attempts with the usual options, or RESULTs.
+///
+/// ```
+/// use bytes::BytesMut;
+/// use reparto_protocol::{AlikeHeads, AssignTask, Message};
+/// let heads = AlikeHeads::assign_task("upper").expect("the name of an action");
+/// let mut wire = BytesMut::new();
+/// heads.put(7, 4, &mut wire);
+/// wire.extend_from_slice(b"hola");
+///
+/// let assign = AssignTask {
+///     id: 7, action: "upper", attempt: 1, deadline_ms: None, key: None, task_id: None, held: false, payload: b"hola",
+/// };
+/// let mut alone = BytesMut::new();
+/// Message::AssignTask(assign).encode(&mut alone);
+/// assert_eq!(wire, alone);
+/// ```
+#[derive(Debug, Clone)]
+pub struct AlikeHeads {
+    kind: FrameType,
+    fields_bytes: u16,
+    /// The first of the fields; the rest of it is zero.
+    first: [u8; FIRST_BYTES],
+    /// Fields that are longer than that.
+    long: Box<[u8]>,
+}
+
+/// Fields up to this many bytes are written as one block, which spares a call for them.
+const FIRST_BYTES: usize = 16;
+
+impl AlikeHeads {
+    /// Heads of ASSIGN_TASKs that say nothing but their action. `None` where it is no name of an action.
+    pub fn assign_task(action: &str) -> Option<AlikeHeads> {
+        if !(1..=limits::MAX_ACTION_BYTES).contains(&action.len()) {
+            return None;
+        }
+        let name_bytes = u8::try_from(action.len()).ok()?;
+        let fields_bytes = FIELD_HEADER_BYTES + action.len();
+        let mut heads = AlikeHeads { fields_bytes: fields_bytes as u16, ..AlikeHeads::result() };
+        heads.kind = FrameType::AssignTask;
+        let fields = [Tag::Action as u8, 0, name_bytes].into_iter().chain(action.bytes());
+        if fields_bytes <= FIRST_BYTES {
+            heads.first.iter_mut().zip(fields).for_each(|(place, byte)| *place = byte);
+        } else {
+            heads.long = fields.collect();
+        }
+        Some(heads)
+    }
+
+    /// Heads of RESULTs.
+    pub fn result() -> AlikeHeads {
+        let (kind, long) = (FrameType::Result, Box::default());
+        AlikeHeads { kind, fields_bytes: 0, first: [0; FIRST_BYTES], long }
+    }
+
+    /// Appends a header and its fields, for a payload of `payload_bytes` that follows by itself.
+    #[inline]
+    pub fn put(&self, id: u64, payload_bytes: usize, out: &mut BytesMut) {
+        let header = header((self.kind, 0, id), self.fields_bytes, payload_bytes);
+        if !self.long.is_empty() {
+            out.put_u128(header);
+            out.put_slice(&self.long);
+        } else if self.fields_bytes == 0 {
+            out.put_u128(header);
+        } else {
+            let end = out.len() + HEADER_BYTES + usize::from(self.fields_bytes);
+            let mut block = [0; HEADER_BYTES + FIRST_BYTES];
+            let (head, fields) = block.split_at_mut(HEADER_BYTES);
+            head.copy_from_slice(&header.to_be_bytes());
+            fields.copy_from_slice(&self.first);
+            out.put_slice(&block);
+            out.truncate(end);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
 
     use super::*;
-    use crate::message::{Message, Task, TaskOptions};
+    use crate::message::{AssignTask, Message, Task, TaskDone, TaskOptions};
 
     fn wire(tasks: &[(u64, &str, &[u8])]) -> BytesMut {
         let mut wire = BytesMut::new();
@@ -297,6 +376,38 @@ mod tests {
             let rest = UsualTask::parse(&wire[run.at()..], 4096).expect("the other one");
             assert_eq!(rest.0.action, other);
         }
+    }
+
+    #[test]
+    fn heads_are_those_of_single_frames_whatever_the_length_of_the_name() {
+        for name_bytes in 1..=limits::MAX_ACTION_BYTES {
+            let action = &*"a".repeat(name_bytes);
+            let heads = AlikeHeads::assign_task(action).expect("a name");
+            let (mut wire, mut alone) = (BytesMut::new(), BytesMut::new());
+            for (id, payload) in [(1, &b""[..]), (u64::MAX, &[7; 300])] {
+                heads.put(id, payload.len(), &mut wire);
+                wire.extend_from_slice(payload);
+                let (attempt, held) = (1, false);
+                let (deadline_ms, key, task_id) = (None, None, None);
+                Message::AssignTask(AssignTask {
+                    id,
+                    action,
+                    attempt,
+                    deadline_ms,
+                    key,
+                    task_id,
+                    held,
+                    payload,
+                })
+                .encode(&mut alone);
+                AlikeHeads::result().put(id, payload.len(), &mut wire);
+                wire.extend_from_slice(payload);
+                Message::Result(TaskDone { id, payload }).encode(&mut alone);
+            }
+            assert_eq!(wire, alone);
+        }
+        assert!(AlikeHeads::assign_task("").is_none());
+        assert!(AlikeHeads::assign_task(&"a".repeat(limits::MAX_ACTION_BYTES + 1)).is_none());
     }
 
     #[test]

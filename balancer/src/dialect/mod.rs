@@ -311,6 +311,42 @@ impl Session {
         }
     }
 
+    /// Writes down assignments of first attempts at tasks of one action with the usual options, as many as `next`
+    /// gives; as [`assign`](Self::assign) does each.
+    #[inline]
+    pub fn assign_some<'p>(
+        &mut self,
+        action: &str,
+        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        out: &mut Output,
+    ) {
+        match self {
+            Session::Native(_) => native::assign_some(action, next, out),
+            Session::Gearman(session) => {
+                while let Some((id, payload)) = next() {
+                    session.assign(id, &Assignment::first(action, payload), out);
+                }
+            }
+        }
+    }
+
+    /// Writes down results for this connection, as many as `next` gives; as [`result`](Self::result) does each.
+    #[inline]
+    pub fn result_some<'p>(
+        &mut self,
+        next: &mut impl FnMut() -> Option<(u64, Payload<'p>)>,
+        out: &mut Output,
+    ) {
+        match self {
+            Session::Native(_) => native::result_some(next, out),
+            Session::Gearman(session) => {
+                while let Some((id, payload)) = next() {
+                    session.result(id, payload, out);
+                }
+            }
+        }
+    }
+
     /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
     pub fn answer(&mut self, context: &Context, answer: &Answer, out: &mut Output) {
         if let Answer::Raw(bytes) = answer {

@@ -31,6 +31,32 @@ impl<'a> Effects<'a> for Net {
         self.append(peer, |connection| connection.session.result(id, payload, &mut connection.output));
     }
 
+    #[inline]
+    fn assign_some<'p>(
+        &mut self,
+        peer: Peer,
+        action: &str,
+        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+    ) {
+        let mut count = 0;
+        let mut next = || next().inspect(|_| count += 1);
+        self.append(peer, |connection| {
+            connection.session.assign_some(action, &mut next, &mut connection.output);
+        });
+        // The scheduler goes on also where the connection is over.
+        while next().is_some() {}
+        self.effects += count;
+    }
+
+    #[inline]
+    fn result_some(&mut self, peer: Peer, next: &mut impl FnMut() -> Option<(u64, Payload<'a>)>) {
+        let mut count = 0;
+        let mut next = || next().inspect(|_| count += 1);
+        self.append(peer, |connection| connection.session.result_some(&mut next, &mut connection.output));
+        while next().is_some() {}
+        self.effects += count;
+    }
+
     fn count(&self) -> usize {
         self.effects
     }

@@ -42,6 +42,26 @@ pub struct Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssignmentId(pub u64);
 
+impl AssignmentId {
+    /// The attempt with this tag at the task in this row.
+    #[inline]
+    pub(super) fn new(tag: u32, task: u32) -> AssignmentId {
+        AssignmentId(u64::from(tag) << 32 | u64::from(task))
+    }
+
+    /// The task's row.
+    #[inline]
+    pub(super) fn task(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// What no other attempt at any task has.
+    #[inline]
+    pub(super) fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 /// A task as a client hands it in.
 #[derive(Debug, Clone)]
 pub struct Submission<'a> {

@@ -5,7 +5,7 @@ use super::slab::NONE;
 use super::task::{Place, Task};
 use super::turns::{NextTurn, Turn, Turns};
 use super::watching::STALL;
-use super::{Effects, Peer, Scheduler};
+use super::{AssignmentId, Effects, Peer, Scheduler};
 
 impl Scheduler {
     /// Puts a task, which is nowhere, into its queue.
@@ -64,14 +64,15 @@ impl Scheduler {
         row.attempt_tag = self.attempt_tag;
         row.put(Place::Held(worker));
         row.recalled = false;
-        let (bytes, deadline, action) = (row.payload.len(), row.deadline, row.action);
-        if row.timer_slot != super::wheel::NO_SLOT || deadline != Task::NEVER {
+        let (bytes, is_usual, action) = (row.payload.len(), row.is_usual(), row.action);
+        if !is_usual {
             // The limit on its waiting is met; its deadline stays.
             self.wheel.clear(&mut self.tasks, task);
+            let deadline = self.tasks.deadline(task);
             if deadline != Task::NEVER {
                 self.wheel.set(&mut self.tasks, task, deadline);
             }
-            if self.tasks[task].extra.is_some() {
+            if self.tasks.extra(task).is_some() {
                 self.arm_background(task);
             }
         }
@@ -81,7 +82,7 @@ impl Scheduler {
             "worker '{}' is given a task over its credits",
             row.id
         );
-        row.held.push_back(&mut self.tasks, task);
+        row.held.add(AssignmentId::new(self.attempt_tag, task));
         row.in_flight += 1;
         row.bytes += bytes;
         let peer = row.peer;
@@ -99,8 +100,9 @@ impl Scheduler {
     /// Takes a task from its worker; it is nowhere then.
     #[inline]
     pub(super) fn take_back(&mut self, task: u32, worker: u32) {
+        let assignment = self.assignment_id(task);
         let row = &mut self.workers[worker];
-        row.held.remove(&mut self.tasks, task);
+        row.held.remove(&self.tasks, assignment);
         row.in_flight -= 1;
         let task = &mut self.tasks[task];
         row.bytes -= task.payload.len();

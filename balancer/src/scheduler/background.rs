@@ -17,7 +17,7 @@ use reparto_protocol::{ErrorCode, TaskState, limits};
 use super::choice::Change;
 use super::clients::Client;
 use super::slab::NONE;
-use super::task::{Extra, Place};
+use super::task::{Extra, Place, Tasks};
 use super::{BackgroundId, BackgroundTask, Effect, Effects, Note, Payload, Peer, Role, Scheduler};
 
 /// The store is told that a task runs once a worker has had it for this long. After a crash of the balancer such a
@@ -50,7 +50,7 @@ impl Scheduler {
     }
 
     pub(super) fn find_background(&self, id: &BackgroundId) -> Option<u32> {
-        let same = |task: &u32| self.tasks[*task].background().is_some_and(|background| background.id == *id);
+        let same = |task: &u32| self.tasks.background(*task).is_some_and(|background| background.id == *id);
         self.background.find(self.hasher.hash_one(id), same)
     }
 
@@ -76,16 +76,14 @@ impl Scheduler {
         let keeper = self.keeper();
         self.background_number += 1;
         let (number, bytes) = (self.background_number, task.payload.len());
-        let kept = self.payloads.keep(task.payload);
-        let index = self.tasks.insert(super::Task::BLANK);
-        let row = &mut self.tasks[index];
-        row.payload = kept;
+        let (index, row) = self.tasks.add();
+        row.payload = self.payloads.keep(index, task.payload);
         (row.client, row.client_id) = (keeper, number);
         (row.action, row.since) = (action, self.now);
         row.priority = task.priority.min(limits::MAX_PRIORITY);
         (row.spent, row.max_attempts) = (task.spent, task.max_attempts.max(1));
         if let Some(deadline) = task.deadline {
-            row.deadline = self.now.after(deadline);
+            self.tasks.set_deadline(index, self.now.after(deadline));
         }
         let background = Background {
             id: task.id,
@@ -94,13 +92,13 @@ impl Scheduler {
             started: task.holder.is_some(),
             key: task.key.into(),
         };
-        row.extra = Some(Box::new(Extra { background: Some(background), ..Extra::new() }));
-        let deadline = row.deadline;
+        self.tasks.set_extra(index, Some(Extra { background: Some(background), ..Extra::new() }));
+        let deadline = self.tasks.deadline(index);
         self.bytes += bytes;
         self.clients[keeper].bytes += bytes;
         self.enter(keeper, number, index);
         let (tasks, hasher) = (&self.tasks, &self.hasher);
-        self.background.insert(index, |task| hasher.hash_one(id_of(&tasks[*task])));
+        self.background.insert(index, |task| hasher.hash_one(id_of(tasks, *task)));
         self.wheel.set(&mut self.tasks, index, deadline);
         match task.holder.map(|peer| self.role(peer)) {
             Some(Role::Worker(worker)) => self.adopt(index, worker, effects),
@@ -124,8 +122,8 @@ impl Scheduler {
 
     /// Sets the timer of a task that has been given to a worker.
     pub(super) fn arm_background(&mut self, task: u32) {
-        let Some(background) = self.tasks[task].background() else { return };
-        let ends_by = self.tasks[task].ends_by();
+        let Some(background) = self.tasks.background(task) else { return };
+        let ends_by = self.tasks.ends_by(task);
         let at = if background.started { ends_by } else { ends_by.min(self.now.after(LONG)) };
         self.wheel.clear(&mut self.tasks, task);
         self.wheel.set(&mut self.tasks, task, at);
@@ -133,12 +131,12 @@ impl Scheduler {
 
     /// A timer has come. Says whether it was not the deadline's.
     pub(super) fn runs_for_long<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) -> bool {
-        let row = &self.tasks[task];
-        let (ends_by, spent, place) = (row.ends_by(), row.spent, row.place());
+        let (ends_by, spent, place) =
+            (self.tasks.ends_by(task), self.tasks[task].spent, self.tasks[task].place());
         if ends_by <= self.now {
             return false;
         }
-        let Some(background) = self.tasks[task].background_mut() else { return false };
+        let Some(background) = self.tasks.background_mut(task) else { return false };
         if matches!(place, Place::Held(_)) && !background.started {
             background.started = true;
             let id = background.id;
@@ -153,7 +151,7 @@ impl Scheduler {
     /// A task is queued again, which the store need only know if it thinks that it runs.
     pub(super) fn note_requeued<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
         let spent = self.tasks[task].spent;
-        let Some(background) = self.tasks[task].background_mut() else { return };
+        let Some(background) = self.tasks.background_mut(task) else { return };
         if std::mem::replace(&mut background.started, false) {
             let id = background.id;
             effects.push(Effect::Note { id, attempts: spent, note: Note::Requeued });
@@ -163,7 +161,7 @@ impl Scheduler {
     /// A task has ended with a result.
     pub(super) fn note_done<'a>(&self, task: u32, payload: Payload<'a>, effects: &mut impl Effects<'a>) {
         let row = &self.tasks[task];
-        let Some(background) = row.background().filter(|_| row.is_wanted()) else { return };
+        let Some(background) = self.tasks.background(task).filter(|_| row.is_wanted()) else { return };
         let note = Note::Ended { state: TaskState::Done, failure: None, payload };
         effects.push(Effect::Note { id: background.id, attempts: row.spent.saturating_add(1), note });
     }
@@ -178,7 +176,7 @@ impl Scheduler {
         effects: &mut impl Effects<'a>,
     ) {
         let row = &self.tasks[task];
-        let Some(background) = row.background().filter(|_| row.is_wanted()) else { return };
+        let Some(background) = self.tasks.background(task).filter(|_| row.is_wanted()) else { return };
         let (state, attempts) = match code {
             ErrorCode::WorkerFailed => (TaskState::Failed, row.spent.saturating_add(1)),
             ErrorCode::AttemptsExhausted => (TaskState::Dead, row.spent),
@@ -201,7 +199,7 @@ impl Scheduler {
     ) -> bool {
         let spent = self.tasks[task].spent;
         let random = self.random();
-        let Some(background) = self.tasks[task].background_mut() else { return false };
+        let Some(background) = self.tasks.background_mut(task) else { return false };
         background.started = false;
         let id = background.id;
         let (first, most) = (background.backoff_first_ms, background.backoff_most_ms);
@@ -241,7 +239,7 @@ impl Scheduler {
     /// A shutdown leaves a background task to the store. Says whether the task is one. Its worker goes on with it,
     /// and names it when it comes back.
     pub(super) fn leave_to_store(&mut self, task: u32) -> bool {
-        if self.tasks[task].background().is_none() {
+        if self.tasks.background(task).is_none() {
             return false;
         }
         self.release_waiters(task);
@@ -253,7 +251,7 @@ impl Scheduler {
             Place::Held(_) | Place::Moving => {
                 self.wheel.clear(&mut self.tasks, task);
                 self.remove_key(task);
-                self.tasks[task].extra = None;
+                self.tasks.set_extra(task, None);
             }
         }
         true
@@ -261,11 +259,11 @@ impl Scheduler {
 
     /// Takes a background task out of the table of them.
     pub(super) fn forget_background(&mut self, task: u32) {
-        if self.tasks[task].background().is_none() {
+        if self.tasks.background(task).is_none() {
             return;
         }
         let (tasks, hasher) = (&self.tasks, &self.hasher);
-        let hash_of = |task: &u32| hasher.hash_one(id_of(&tasks[*task]));
+        let hash_of = |task: &u32| hasher.hash_one(id_of(tasks, *task));
         self.background.remove(hash_of(&task), |other| *other == task, hash_of);
     }
 
@@ -305,7 +303,7 @@ impl Scheduler {
         let (bytes, action) = (row.payload.len(), row.action);
         self.arm_background(task);
         let row = &mut self.workers[worker];
-        row.held.push_back(&mut self.tasks, task);
+        row.held.add(super::AssignmentId::new(self.attempt_tag, task));
         row.in_flight += 1;
         row.bytes += bytes;
         let peer = row.peer;
@@ -316,8 +314,8 @@ impl Scheduler {
     }
 }
 
-fn id_of(task: &super::Task) -> BackgroundId {
-    task.background().map_or([0; 16], |background| background.id)
+fn id_of(tasks: &Tasks, task: u32) -> BackgroundId {
+    tasks.background(task).map_or([0; 16], |background| background.id)
 }
 
 /// How long the attempt after `spent` others waits: twice as long each time, and of that a random half to the whole.

@@ -8,7 +8,7 @@ use reparto_protocol::{ErrorCode, limits};
 
 use super::numbers::Numbers;
 use super::slab::{Link, NONE, Slab};
-use super::task::{Extra, Place, Task, Waiter};
+use super::task::{Extra, Place, Task, Tasks, Waiter};
 use super::{Effect, Effects, Payload, Peer, Role, Scheduler, Submission, UnknownAction};
 
 /// Among a client's numbers, an entry with this bit is a waiter's row, one without a task's.
@@ -69,7 +69,7 @@ impl Wait {
     }
 }
 
-pub(super) fn client_id_of(tasks: &Slab<Task>, waiters: &Slab<Waiter>, entry: u32) -> u64 {
+pub(super) fn client_id_of(tasks: &Tasks, waiters: &Slab<Waiter>, entry: u32) -> u64 {
     match Wait::of(entry) {
         Wait::First(task) => tasks[task].client_id,
         Wait::Beside(waiter) => waiters[waiter].client_id,
@@ -121,19 +121,18 @@ impl Scheduler {
             return;
         }
         let bytes = submission.payload.len();
-        let kept = self.payloads.keep(submission.payload);
-        let task = self.tasks.insert(Task::BLANK);
-        let row = &mut self.tasks[task];
-        row.payload = kept;
+        let (task, row) = self.tasks.add();
+        row.payload = self.payloads.keep(task, submission.payload);
         (row.client, row.client_id) = (client, submission.id);
         (row.action, row.since) = (action, self.now);
         row.priority = submission.priority.min(limits::MAX_PRIORITY);
         row.max_attempts = submission.max_attempts.max(1);
         if let Some(deadline) = submission.deadline {
-            row.deadline = self.now.after(deadline);
+            self.tasks.set_deadline(task, self.now.after(deadline));
         }
         if !submission.key.is_empty() {
-            row.extra = Some(Box::new(Extra { key: submission.key.into(), ..Extra::new() }));
+            let extra = Extra { key: submission.key.into(), ..Extra::new() };
+            self.tasks.set_extra(task, Some(extra));
         }
         self.bytes += bytes;
         self.clients[client].bytes += bytes;
@@ -154,7 +153,7 @@ impl Scheduler {
             self.assign(task, pick, effects);
             return;
         }
-        let deadline = self.tasks[task].deadline;
+        let deadline = self.tasks.deadline(task);
         let wait = wait.or((deadline == Task::NEVER).then_some(self.config.default_wait));
         let until = wait.map_or(deadline, |wait| deadline.min(self.now.after(wait)));
         if until != Task::NEVER {
@@ -200,7 +199,7 @@ impl Scheduler {
         };
         self.clients[client].last_action = action;
         let shared = if submission.key.is_empty() { None } else { self.find_key(action, submission.key) };
-        if shared.is_some_and(|task| self.tasks[task].waiting() >= MOST_WAITERS) {
+        if shared.is_some_and(|task| self.tasks.waiting(task) >= MOST_WAITERS) {
             let message = format!("{MOST_WAITERS} others wait for the task of this key, the bound");
             return Err((ErrorCode::QueueFull, message.into()));
         }
@@ -307,7 +306,7 @@ impl Scheduler {
 
     /// Makes the next waiter the first, if there is one.
     fn promote_waiter(&mut self, task: u32) {
-        let waiter = self.tasks[task].waiters().head();
+        let waiter = self.tasks.waiters(task).head();
         if waiter == NONE {
             return;
         }
@@ -362,7 +361,7 @@ impl Scheduler {
 
     fn wait_beside(&mut self, task: u32, client: u32, client_id: u64) {
         let waiter = self.waiters.insert(Waiter { task, client, client_id, link: Link::new() });
-        if let Some(extra) = &mut self.tasks[task].extra {
+        if let Some(extra) = self.tasks.extra_mut(task) {
             extra.waiters.push_back(&mut self.waiters, waiter);
             extra.waiting += 1;
         }
@@ -372,7 +371,7 @@ impl Scheduler {
     /// Removes a waiter's row; its client's entry is the caller's.
     pub(super) fn remove_waiter(&mut self, waiter: u32) {
         let task = self.waiters[waiter].task;
-        if let Some(extra) = &mut self.tasks[task].extra {
+        if let Some(extra) = self.tasks.extra_mut(task) {
             extra.waiters.remove(&mut self.waiters, waiter);
             extra.waiting -= 1;
         }
@@ -381,27 +380,24 @@ impl Scheduler {
 
     /// A task of this action and key that someone still waits for.
     pub(super) fn find_key(&self, action: u32, key: &[u8]) -> Option<u32> {
-        let same = |task: &u32| {
-            let task = &self.tasks[*task];
-            task.action == action && task.key() == key
-        };
+        let same = |task: &u32| self.tasks[*task].action == action && self.tasks.key(*task) == key;
         self.keys.find(self.hasher.hash_one((action, key)), same)
     }
 
     fn enter_key(&mut self, task: u32) {
         let (tasks, hasher) = (&self.tasks, &self.hasher);
-        let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks[*task].key()));
+        let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks.key(*task)));
         self.keys.insert(task, hash_of);
     }
 
     /// Takes a task's key out, so that no one joins it any more, or its id, if it is a background task.
     pub(super) fn remove_key(&mut self, task: u32) {
         self.forget_background(task);
-        if self.tasks[task].key().is_empty() {
+        if self.tasks.key(task).is_empty() {
             return;
         }
         let (tasks, hasher) = (&self.tasks, &self.hasher);
-        let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks[*task].key()));
+        let hash_of = |task: &u32| hasher.hash_one((tasks[*task].action, tasks.key(*task)));
         self.keys.remove(hash_of(&task), |other| *other == task, hash_of);
     }
 }

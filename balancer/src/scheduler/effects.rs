@@ -44,6 +44,29 @@ pub trait Effects<'a> {
         self.push(Effect::Result { peer, id, payload });
     }
 
+    /// Takes assignments to one worker of first attempts at tasks of one action with the usual options, as many as
+    /// `next` gives: as [`assign`](Self::assign) takes each.
+    #[inline]
+    fn assign_some<'p>(
+        &mut self,
+        peer: Peer,
+        action: &str,
+        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+    ) {
+        while let Some((assignment, payload)) = next() {
+            self.assign(peer, assignment, Assignment::first(action, payload));
+        }
+    }
+
+    /// Takes results for one client, as many as `next` gives, with the client's numbers for the tasks: as
+    /// [`result`](Self::result) takes each.
+    #[inline]
+    fn result_some(&mut self, peer: Peer, next: &mut impl FnMut() -> Option<(u64, Payload<'a>)>) {
+        while let Some((id, payload)) = next() {
+            self.result(peer, id, payload);
+        }
+    }
+
     /// How many came so far. Long work is done in parts, which end when enough has come of them.
     fn count(&self) -> usize;
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use reparto_protocol::ErrorCode;
 
 use super::clients::Wait;
-use super::payload::Kept;
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
 use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping, Time};
@@ -19,7 +18,7 @@ impl Scheduler {
     #[inline]
     pub(super) fn end_done<'a>(&mut self, task: u32, payload: Payload<'a>, effects: &mut impl Effects<'a>) {
         self.each_waiter(task, |peer, id| effects.result(peer, id, payload));
-        if self.tasks[task].extra.is_some() {
+        if self.tasks.extra(task).is_some() {
             self.note_done(task, payload, effects);
         }
         self.counts.done += self.release_waiters(task);
@@ -77,7 +76,7 @@ impl Scheduler {
             return;
         }
         visit(row.client, row.client_id);
-        let mut at = row.waiters().head();
+        let mut at = self.tasks.waiters(task).head();
         while at != NONE {
             let waiter = &self.waiters[at];
             visit(waiter.client, waiter.client_id);
@@ -96,7 +95,7 @@ impl Scheduler {
         self.remove_row(client, id, Wait::First(task));
         self.clients[client].bytes -= self.tasks[task].payload.len();
         loop {
-            let waiter = self.tasks[task].waiters().head();
+            let waiter = self.tasks.waiters(task).head();
             if waiter == NONE {
                 break;
             }
@@ -112,14 +111,14 @@ impl Scheduler {
     /// Forgets a task that nobody waits for and that is nowhere.
     #[inline]
     pub(super) fn drop_task(&mut self, task: u32) {
-        if self.tasks[task].extra.is_some() {
+        if self.tasks.extra(task).is_some() {
             self.remove_key(task);
         }
         self.wheel.clear(&mut self.tasks, task);
-        let row = &mut self.tasks[task];
+        let row = &self.tasks[task];
         debug_assert_eq!(row.place(), Place::Moving, "a task that ends is nowhere");
         let action = row.action;
-        let payload = std::mem::replace(&mut row.payload, Kept::NOTHING);
+        let payload = row.payload;
         self.tasks.vacate(task);
         self.bytes -= payload.len();
         self.payloads.release(payload);
@@ -139,7 +138,7 @@ impl Scheduler {
             Place::Held(worker) => {
                 self.wheel.clear(&mut self.tasks, task);
                 self.remove_key(task);
-                self.tasks[task].extra = None;
+                self.tasks.set_extra(task, None);
                 let (peer, assignment) = (self.workers[worker].peer, self.assignment_id(task));
                 effects.push(Effect::CancelAssignment { peer, assignment, recall: false });
             }
@@ -155,7 +154,7 @@ impl Scheduler {
         let row = &self.tasks[task];
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
-            _ if row.deadline <= self.now => self.late(task),
+            _ if self.tasks.deadline(task) <= self.now => self.late(task),
             Place::Held(_) => "it ran longer than its worker allows for this action".into(),
             _ if self.actions[row.action].offers.workers == 0 => {
                 format!("no worker offered '{}' within {waited} ms", self.actions[row.action].name)

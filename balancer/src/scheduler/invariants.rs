@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::choice::{ASLEEP_BUCKET, NO_BUCKET};
 use super::pulling::Rest;
 use super::slab::{List, NONE};
-use super::task::{Place, PlaceLink, WaiterLink};
+use super::task::{Place, WaiterLink};
 use super::worker::Worker;
 use super::{Action, PeerRow, Role, Scheduler};
 
@@ -37,11 +37,9 @@ impl Scheduler {
     fn assert_tasks_are_in_one_place(&self) {
         let mut held = HashSet::new();
         for (index, worker) in self.workers.iter() {
-            let mut at = worker.held.head();
-            while at != NONE {
+            for at in worker.held.tasks(&self.tasks) {
                 assert!(held.insert(at), "task {at} is held twice");
                 assert_eq!(self.tasks[at].place(), Place::Held(index), "task {at} disagrees with its holder");
-                at = List::<PlaceLink>::next(&self.tasks, at);
             }
         }
         let mut queued = 0;
@@ -65,11 +63,9 @@ impl Scheduler {
         for (_, worker) in self.workers.iter() {
             let mut count = 0;
             let mut bytes = 0;
-            let mut at = worker.held.head();
-            while at != NONE {
+            for at in worker.held.tasks(&self.tasks) {
                 count += 1;
                 bytes += self.tasks[at].payload.len();
-                at = List::<PlaceLink>::next(&self.tasks, at);
             }
             assert_eq!((count, bytes), (worker.in_flight, worker.bytes), "worker '{}'", worker.id);
             let stands = worker.has_room() || worker.may_be_woken();
@@ -129,22 +125,22 @@ impl Scheduler {
         let mut waits = 0;
         for (index, task) in self.tasks.iter() {
             if !task.is_wanted() {
-                assert!(task.waiters().is_empty(), "task {index} has others waiting and no first");
+                assert!(self.tasks.waiters(index).is_empty(), "task {index} has others waiting and no first");
                 continue;
             }
             waits += 1;
-            let mut at = task.waiters().head();
+            let mut at = self.tasks.waiters(index).head();
             let first = waits;
             while at != NONE {
                 waits += 1;
                 assert_eq!(self.waiters[at].task, index);
                 at = List::<WaiterLink>::next(&self.waiters, at);
             }
-            assert_eq!(waits - first, task.waiting() as usize, "task {index}");
+            assert_eq!(waits - first, self.tasks.waiting(index) as usize, "task {index}");
         }
         assert_eq!(waits, self.owed, "someone is owed an answer by no task");
         let pushed = self.workers.iter().filter(|(_, worker)| worker.puller.is_none()).count();
-        assert_eq!(self.worker_ids.len(), pushed);
+        assert_eq!((self.worker_ids.len(), self.pullers), (pushed, self.workers.len() - pushed));
         let is_worker = |row: &&PeerRow| matches!(row.role, Role::Worker(_) | Role::Dual { .. });
         let workers = self.peers.iter().filter(is_worker).count();
         assert_eq!(workers, self.workers.len());

@@ -34,7 +34,7 @@
 //! # How it is laid out
 //!
 //! Everything lives in slabs (`slab`) and is known by index, or found by a `table`. A task (`task`) is in
-//! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`). Workers are chosen
+//! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`, `held`). Workers are chosen
 //! by `choice`, actions by `turns`; the timers of tasks stand in a `wheel`, what is due for workers in a small
 //! ordered set. The rules themselves are in `clients` (submit, cancel, leave), `workers` (register, finish, lost),
 //! `assigning` (queue, assign, feed), `watching` (heartbeats, recall), `ending` (answering, expiring, stopping) and
@@ -53,6 +53,7 @@ mod choice;
 mod clients;
 mod effects;
 mod ending;
+mod held;
 mod numbers;
 mod payload;
 mod pulling;
@@ -93,7 +94,7 @@ use pulling::Wish;
 use queue::{Flows, Queue};
 use slab::{NONE, Slab};
 use table::Table;
-use task::{Task, Waiter};
+use task::{Task, Tasks, Waiter};
 use wheel::{Step, Wheel};
 use worker::Worker;
 
@@ -119,11 +120,13 @@ pub struct Scheduler {
     clients: Slab<Client>,
     workers: Slab<Worker>,
     worker_ids: HashMap<Box<str>, u32, FixedState>,
+    /// Those of the workers that pull. Without any, nobody need be woken.
+    pullers: usize,
     actions: Slab<Action>,
     action_names: HashTable<u32>,
     /// Actions that have tasks waiting.
     backlog: Vec<u32>,
-    tasks: Slab<Task>,
+    tasks: Tasks,
     payloads: Store,
     waiters: Slab<Waiter>,
     /// Tasks that have a key, by action and key.
@@ -236,10 +239,11 @@ impl Scheduler {
             clients: Slab::new(),
             workers: Slab::new(),
             worker_ids: HashMap::with_hasher(hasher.clone()),
+            pullers: 0,
             actions: Slab::new(),
             action_names: HashTable::new(),
             backlog: Vec::new(),
-            tasks: Slab::new(),
+            tasks: Tasks::new(),
             payloads: Store::new(config.max_bytes),
             waiters: Slab::new(),
             keys: Table::new(),
@@ -403,14 +407,14 @@ impl Scheduler {
     /// What a worker must know of a task.
     #[inline(always)]
     fn details(&self, task: u32) -> Assignment<'_> {
-        let task = &self.tasks[task];
+        let (row, deadline) = (&self.tasks[task], self.tasks.deadline(task));
         Assignment {
-            action: &self.actions[task.action].name,
-            payload: self.payloads.get(&task.payload),
-            attempt: task.spent.saturating_add(1),
-            deadline: (task.deadline != Task::NEVER).then_some(task.deadline),
-            key: task.told_key(),
-            task_id: task.background().map(|background| background.id),
+            action: &self.actions[row.action].name,
+            payload: self.payloads.get(task, row.payload),
+            attempt: row.spent.saturating_add(1),
+            deadline: (deadline != Task::NEVER).then_some(deadline),
+            key: self.tasks.told_key(task),
+            task_id: self.tasks.background(task).map(|background| background.id),
             held: false,
             number: 0,
             form: 0,
@@ -420,13 +424,13 @@ impl Scheduler {
     /// The name of a task's present attempt. [`task_of`](Self::task_of) goes the other way.
     #[inline]
     fn assignment_id(&self, task: u32) -> AssignmentId {
-        AssignmentId(u64::from(self.tasks[task].attempt_tag) << 32 | u64::from(task))
+        AssignmentId::new(self.tasks[task].attempt_tag, task)
     }
 
     /// The task of an assignment that is held by a worker now.
     #[inline]
     fn task_of(&self, id: AssignmentId) -> Option<u32> {
-        let (tag, index) = ((id.0 >> 32) as u32, id.0 as u32);
+        let (tag, index) = (id.tag(), id.task());
         let task = self.tasks.get(index)?;
         (task.attempt_tag == tag && matches!(task.place(), task::Place::Held(_))).then_some(index)
     }

@@ -1,10 +1,12 @@
 //! Payloads: how they come in and go out without being copied or counted, and where waiting tasks keep theirs.
 //!
 //! A payload passes through the scheduler as a [`Payload`], which borrows the reader's memory. Only a task that is
-//! taken in keeps its own: a small one in a block of the [`Store`], whose blocks are used again without asking the
-//! allocator; a large one as shared bytes.
+//! taken in keeps its own: a very small one in a line that belongs to the task's row, a small one in a block of the
+//! [`Store`], whose lines and blocks are used again without asking the allocator; a large one as shared bytes.
 
 use bytes::Bytes;
+
+use super::slab::Slab;
 
 /// From here on a payload that must outlive its reader's buffer shares the buffer's memory, in bytes. A smaller one
 /// is copied, lest a few bytes keep a whole buffer alive.
@@ -96,34 +98,46 @@ impl std::fmt::Debug for Payload<'_> {
     }
 }
 
-/// Where a task's payload is kept. Not to be dropped, but given back to its store.
-#[derive(Debug)]
-pub(super) enum Kept {
-    /// In a block: its class in the highest four bits, its number within the class in the others.
-    Block { block: u32, bytes: u32 },
-    /// In memory of its own.
-    Own(Box<Bytes>),
+/// Where a task's payload is kept, besides in the task's own line. To be given back to its store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    /// Of a payload that is not in its task's line: its class in the highest four bits, its number within the class in
+    /// the others.
+    place: u32,
+    bytes: u32,
 }
 
 impl Kept {
     /// No payload.
-    pub(super) const NOTHING: Kept = Kept::Block { block: 0, bytes: 0 };
+    pub(super) const NOTHING: Kept = Kept { place: 0, bytes: 0 };
+
+    /// One of this many bytes that is kept nowhere.
+    #[cfg(test)]
+    pub(super) fn of_length(bytes: u32) -> Kept {
+        Kept { place: 0, bytes }
+    }
 
     /// Bytes of the payload.
     #[inline]
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Kept::Block { bytes, .. } => *bytes as usize,
-            Kept::Own(bytes) => bytes.len(),
-        }
+    pub(super) fn len(self) -> usize {
+        self.bytes as usize
     }
 }
+
+/// Largest payload that is kept in its task's own line, in bytes.
+const LINE_BYTES: usize = 64;
+
+/// Lines that are kept when no payload is in one any more; beyond as many, their memory is freed then.
+const KEPT_LINES: usize = 65_536;
 
 /// Largest payload that is kept in a block, in bytes.
 pub(super) const BLOCK_BYTES: usize = 4096;
 
-/// Classes of blocks: 32 bytes, 48, 64, 96, 128 and so on to 4096, so that at most a third of a block is empty.
-const CLASSES: usize = 15;
+/// Classes of blocks: 96 bytes, 128, 192, 256 and so on to 4096, so that at most a third of a block is empty.
+const CLASSES: usize = 12;
+
+/// The class of payloads in memory of their own.
+const OWN: u32 = 15;
 
 /// About how large a page of blocks is, in bytes.
 const PAGE_BYTES: usize = 64 * 1024;
@@ -134,10 +148,20 @@ const KEPT_PAGES: usize = 8;
 
 const CLASS_SHIFT: u32 = 28;
 
-/// Blocks for small payloads.
+/// A place for a very small payload: one line of the processor's cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line([u8; LINE_BYTES]);
+
+/// Payloads of tasks, each by its task's index.
 #[derive(Debug)]
 pub(super) struct Store {
+    /// By the index of the task.
+    lines: Vec<Line>,
+    /// Those with something in them.
+    lines_used: usize,
     classes: [Class; CLASSES],
+    own: Slab<Bytes>,
     /// Pages that may yet be added. A class keeps its pages while one of its blocks is in use, so without a bound
     /// over all of them, tasks of one size after the other could make each class as large as all may be together.
     pages_left: usize,
@@ -157,56 +181,89 @@ impl Store {
     /// A store for this many bytes of payload. Its pages have room for half as many again, which is more than
     /// blocks are larger than what is in them; what finds none left is kept in memory of its own.
     pub(super) fn new(max_bytes: usize) -> Self {
-        let pages_left = (max_bytes / PAGE_BYTES).saturating_mul(3) / 2;
-        Store { classes: std::array::from_fn(Class::new), pages_left: pages_left.max(CLASSES) }
+        let pages_left = ((max_bytes / PAGE_BYTES).saturating_mul(3) / 2).max(CLASSES);
+        let classes = std::array::from_fn(Class::new);
+        Store { lines: Vec::new(), lines_used: 0, classes, own: Slab::new(), pages_left }
     }
 
-    /// Keeps a payload: copied into a block when it is small, into memory of its own when it is not, and shared
-    /// when it is large.
+    /// Keeps a task's payload: copied into the task's line or into a block when it is small, into memory of its own
+    /// when it is not, and shared when it is large.
     #[inline(always)]
-    pub(super) fn keep(&mut self, payload: Payload<'_>) -> Kept {
+    pub(super) fn keep(&mut self, task: u32, payload: Payload<'_>) -> Kept {
         let bytes = payload.as_slice();
+        if bytes.len() > LINE_BYTES {
+            return self.keep_larger(payload);
+        }
+        if !bytes.is_empty() {
+            let at = task as usize;
+            if at >= self.lines.len() {
+                self.lines.resize(at + 1, Line([0; LINE_BYTES]));
+            }
+            self.lines[at].0[..bytes.len()].copy_from_slice(bytes);
+            self.lines_used += 1;
+        }
+        Kept { place: 0, bytes: bytes.len() as u32 }
+    }
+
+    fn keep_larger(&mut self, payload: Payload<'_>) -> Kept {
+        let bytes = payload.as_slice();
+        // A frame's length is a number of 32 bits, and no payload is longer than its frame.
+        let length = bytes.len() as u32;
         if bytes.len() <= BLOCK_BYTES {
             let class = class_of(bytes.len());
             if let Some(number) = self.classes[class].take(&mut self.pages_left) {
                 self.classes[class].block_mut(number)[..bytes.len()].copy_from_slice(bytes);
-                return Kept::Block {
-                    block: (class as u32) << CLASS_SHIFT | number,
-                    bytes: bytes.len() as u32,
-                };
+                return Kept { place: (class as u32) << CLASS_SHIFT | number, bytes: length };
             }
         }
-        Kept::Own(Box::new(match payload.memory {
+        let number = self.own.insert(match payload.memory {
             Some(memory) if bytes.len() >= KEEP_SHARED_BYTES => memory.slice_ref(bytes),
             _ => Bytes::copy_from_slice(bytes),
-        }))
+        });
+        assert!(number < 1 << CLASS_SHIFT, "the bound on tasks is far below 2^28");
+        Kept { place: OWN << CLASS_SHIFT | number, bytes: length }
     }
 
-    /// The payload.
+    /// A task's payload.
     #[inline]
-    pub(super) fn get<'a>(&'a self, kept: &'a Kept) -> Payload<'a> {
-        match kept {
-            Kept::Block { block, bytes } => {
-                let class = &self.classes[(block >> CLASS_SHIFT) as usize];
-                Payload::new(&class.block(block & ((1 << CLASS_SHIFT) - 1))[..*bytes as usize])
-            }
-            Kept::Own(bytes) => Payload::from(&**bytes),
+    pub(super) fn get(&self, task: u32, kept: Kept) -> Payload<'_> {
+        let (class, number) = (kept.place >> CLASS_SHIFT, kept.place & ((1 << CLASS_SHIFT) - 1));
+        match kept.len() {
+            0 => Payload::EMPTY,
+            1..=LINE_BYTES => Payload::new(&self.lines[task as usize].0[..kept.len()]),
+            _ if class == OWN => Payload::from(&self.own[number]),
+            _ => Payload::new(&self.classes[class as usize].block(number)[..kept.len()]),
         }
     }
 
     /// Takes a payload's memory back.
     #[inline]
     pub(super) fn release(&mut self, kept: Kept) {
-        if let Kept::Block { block, .. } = kept {
-            let class = &mut self.classes[(block >> CLASS_SHIFT) as usize];
-            class.give_back(block & ((1 << CLASS_SHIFT) - 1), &mut self.pages_left);
+        match kept.len() {
+            0 => {}
+            1..=LINE_BYTES => {
+                self.lines_used -= 1;
+                if self.lines_used == 0 && self.lines.len() > KEPT_LINES {
+                    self.lines = Vec::new();
+                }
+            }
+            _ => self.release_larger(kept),
         }
     }
 
-    /// Blocks in use.
+    fn release_larger(&mut self, kept: Kept) {
+        let (class, number) = (kept.place >> CLASS_SHIFT, kept.place & ((1 << CLASS_SHIFT) - 1));
+        if class == OWN {
+            self.own.remove(number);
+        } else {
+            self.classes[class as usize].give_back(number, &mut self.pages_left);
+        }
+    }
+
+    /// Payloads that are kept, but for empty ones.
     #[cfg(test)]
     pub(super) fn used(&self) -> usize {
-        self.classes.iter().map(|class| class.used).sum()
+        self.lines_used + self.own.len() + self.classes.iter().map(|class| class.used).sum::<usize>()
     }
 }
 
@@ -267,25 +324,19 @@ impl Class {
     }
 }
 
-/// The class of the smallest blocks that hold `bytes`.
+/// The class of the smallest blocks that hold `bytes`, more than a line does.
 #[inline]
 fn class_of(bytes: usize) -> usize {
-    if bytes <= 32 {
-        return 0;
-    }
     let last = bytes - 1;
     let doubling = last.ilog2();
     let upper_half = (last >> (doubling - 1)) & 1;
-    (doubling as usize - 5) * 2 + 1 + upper_half
+    (doubling as usize - LINE_BYTES.ilog2() as usize) * 2 + upper_half
 }
 
 /// Bytes of a class's blocks.
 fn bytes_of(class: usize) -> usize {
-    match class {
-        0 => 32,
-        odd if odd % 2 == 1 => 48 << (odd / 2),
-        even => 32 << (even / 2),
-    }
+    let of_doubling = if class % 2 == 0 { 96 } else { 128 };
+    of_doubling << (class / 2)
 }
 
 #[cfg(test)]
@@ -295,7 +346,7 @@ mod tests {
     #[test]
     fn every_small_payload_has_the_smallest_block_that_holds_it() {
         assert_eq!(bytes_of(CLASSES - 1), BLOCK_BYTES);
-        for bytes in 0..=BLOCK_BYTES {
+        for bytes in LINE_BYTES + 1..=BLOCK_BYTES {
             let class = class_of(bytes);
             assert!(bytes_of(class) >= bytes, "{bytes}");
             assert!(class == 0 || bytes_of(class - 1) < bytes, "{bytes}");
@@ -306,38 +357,52 @@ mod tests {
     fn what_is_kept_is_what_came_whatever_its_size_and_neighbours() {
         let mut random = fastrand::Rng::with_seed(1);
         let mut store = Store::new(1 << 30);
-        let mut kept = Vec::new();
+        let (mut kept, mut free) = (Vec::new(), (0..20_000).collect::<Vec<u32>>());
         for round in 0..20_000u32 {
             if random.bool() || kept.is_empty() {
                 let bytes = 1 << random.u32(..18);
                 let payload: Vec<u8> = vec![round as u8; random.usize(..bytes)];
                 let memory = Bytes::from(payload.clone());
-                kept.push((payload, store.keep(Payload::from(&memory))));
+                let task = free.swap_remove(random.usize(..free.len()));
+                let place = store.keep(task, Payload::from(&memory));
+                kept.push((payload, task, place));
             } else {
-                let (payload, place) = kept.swap_remove(random.usize(..kept.len()));
-                assert_eq!((store.get(&place).as_slice(), place.len()), (&payload[..], payload.len()));
+                let (payload, task, place) = kept.swap_remove(random.usize(..kept.len()));
+                assert_eq!((store.get(task, place).as_slice(), place.len()), (&payload[..], payload.len()));
                 store.release(place);
+                free.push(task);
             }
         }
-        for (payload, place) in kept {
-            assert_eq!(store.get(&place).as_slice(), payload);
+        for (payload, task, place) in kept {
+            assert_eq!(store.get(task, place).as_slice(), payload);
             store.release(place);
         }
         assert_eq!(store.used(), 0);
     }
 
     #[test]
+    fn lines_of_a_busier_time_are_freed_once_it_is_over() {
+        let mut store = Store::new(1 << 30);
+        let kept: Vec<Kept> =
+            (0..=KEPT_LINES as u32).map(|task| store.keep(task, Payload::new(b"hola"))).collect();
+        for place in kept {
+            store.release(place);
+        }
+        assert_eq!(store.lines.capacity(), 0);
+    }
+
+    #[test]
     fn pages_of_a_busier_time_are_freed_once_it_is_over() {
         let mut store = Store::new(1 << 30);
-        let kept: Vec<Kept> = (0..100_000).map(|_| store.keep(Payload::new(&[1; 64]))).collect();
+        let kept: Vec<Kept> = (0..100_000).map(|task| store.keep(task, Payload::new(&[1; 96]))).collect();
         let pages = |store: &Store| store.classes.iter().map(|class| class.pages.len()).sum::<usize>();
         assert!(pages(&store) > 90);
         for place in kept {
             store.release(place);
         }
         assert_eq!(pages(&store), KEPT_PAGES);
-        let again = store.keep(Payload::new(b"again"));
-        assert_eq!(store.get(&again).as_slice(), b"again");
+        let again = store.keep(0, Payload::new(&[2; 96]));
+        assert_eq!(store.get(0, again).as_slice(), [2; 96]);
     }
 
     #[test]
@@ -348,14 +413,14 @@ mod tests {
         for class in 0..CLASSES {
             let payload = vec![class as u8; bytes_of(class)];
             let mut kept: Vec<Kept> =
-                (0..most / payload.len()).map(|_| store.keep(Payload::new(&payload))).collect();
+                (0..most / payload.len()).map(|_| store.keep(0, Payload::new(&payload))).collect();
             left.extend(kept.pop().map(|last| (payload, last)));
             kept.into_iter().for_each(|kept| store.release(kept));
         }
         let bytes: usize = store.classes.iter().flat_map(|class| &class.pages).map(|page| page.len()).sum();
         assert!(bytes <= most + most / 2, "{bytes}");
         for (payload, kept) in left {
-            assert_eq!(store.get(&kept).as_slice(), payload);
+            assert_eq!(store.get(0, kept).as_slice(), payload);
             store.release(kept);
         }
         assert_eq!(store.used(), 0);
@@ -365,9 +430,9 @@ mod tests {
     fn large_payloads_of_tasks_share_their_buffer_and_smaller_ones_do_not() {
         let mut store = Store::new(1 << 30);
         let buffer = Bytes::from(vec![1; 256 * 1024]);
-        let large = store.keep(Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES]));
-        assert_eq!(store.get(&large).as_slice().as_ptr(), buffer.as_ptr());
-        let small = store.keep(Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES - 1]));
-        assert_ne!(store.get(&small).as_slice().as_ptr(), buffer.as_ptr());
+        let large = store.keep(0, Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES]));
+        assert_eq!(store.get(0, large).as_slice().as_ptr(), buffer.as_ptr());
+        let small = store.keep(1, Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES - 1]));
+        assert_ne!(store.get(1, small).as_slice().as_ptr(), buffer.as_ptr());
     }
 }

@@ -106,6 +106,7 @@ impl Scheduler {
         (row.threads, row.window, row.heartbeats) = (MOST_PULLED, MOST_PULLED, false);
         row.settle_room();
         let worker = self.workers.insert(row);
+        self.pullers += 1;
         self.know_peer(peer, Role::Dual { client, worker });
         self.choice.join(&mut self.workers, &mut self.actions, worker, &[]);
     }
@@ -268,28 +269,27 @@ impl Scheduler {
             puller.limits.iter().find(|(limited, _)| *limited == action).map(|(_, limit)| *limit)
         });
         if let Some(limit) = limit {
-            self.tasks[task].extra_mut().run_until = self.now.after(limit);
+            self.tasks.extra_or_new(task).run_until = self.now.after(limit);
         }
         let peer = self.move_to(task, worker);
-        if limit.is_some() && self.tasks[task].background().is_none() {
+        if limit.is_some() && self.tasks.background(task).is_none() {
             self.wheel.clear(&mut self.tasks, task);
-            let ends_by = self.tasks[task].ends_by();
+            let ends_by = self.tasks.ends_by(task);
             self.wheel.set(&mut self.tasks, task, ends_by);
         }
         let assignment = self.assignment_id(task);
-        let number = if self.tasks[task].background().is_some() { 0 } else { self.tasks[task].client_id };
+        let number = if self.tasks.background(task).is_some() { 0 } else { self.tasks[task].client_id };
         effects.assign(peer, assignment, Assignment { number, form, ..self.details(task) });
     }
 
     /// A task's run is over without an end: what its worker had set as its limit does not count for the next.
     pub(super) fn forget_run(&mut self, task: u32) {
-        let row = &mut self.tasks[task];
-        let Some(extra) = &mut row.extra else { return };
+        let Some(extra) = self.tasks.extra_mut(task) else { return };
         extra.progress = (0, 0);
         if std::mem::replace(&mut extra.run_until, Task::NEVER) != Task::NEVER {
-            let deadline = row.deadline;
+            let deadline = self.tasks.deadline(task);
             self.wheel.clear(&mut self.tasks, task);
-            if deadline != Task::NEVER || self.tasks[task].background().is_some() {
+            if deadline != Task::NEVER || self.tasks.background(task).is_some() {
                 self.wheel.set(&mut self.tasks, task, deadline);
             }
         }
@@ -330,7 +330,7 @@ impl Scheduler {
     #[inline]
     pub(super) fn rouse<'a>(&mut self, action: u32, count: usize, effects: &mut impl Effects<'a>) {
         // What waits when all stops is answered, and given to nobody.
-        if self.stopping.is_some() {
+        if self.pullers == 0 || self.stopping.is_some() {
             return;
         }
         for _ in 0..count {

@@ -16,7 +16,7 @@ use std::hash::BuildHasher;
 
 use super::slab::{Link, List, NONE, Slab, linked};
 use super::table::Table;
-use super::task::{AgeLink, Place, PlaceLink, Task};
+use super::task::{AgeLink, Place, PlaceLink, Task, Tasks};
 
 const LEVELS: usize = MAX_PRIORITY as usize + 1;
 
@@ -115,7 +115,7 @@ impl Flows {
     }
 
     /// Queues a task behind its client's others.
-    pub(super) fn push_back(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
+    pub(super) fn push_back(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
         let flow = self.flow_of(queue, &tasks[task]);
         self.flows[flow].tasks.push_back(tasks, task);
         let level = &mut queue.levels[usize::from(tasks[task].priority)];
@@ -126,7 +126,7 @@ impl Flows {
     }
 
     /// Queues a task before its client's others, and gives its client the next turn.
-    pub(super) fn push_front(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
+    pub(super) fn push_front(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
         let flow = self.flow_of(queue, &tasks[task]);
         self.flows[flow].tasks.push_front(tasks, task);
         let cost = cost_of(&tasks[task]);
@@ -141,7 +141,7 @@ impl Flows {
     }
 
     /// Takes a task out of the middle. It must stand in this queue.
-    pub(super) fn remove(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>, task: u32) {
+    pub(super) fn remove(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
         let flow = flow_that_holds(tasks, task);
         self.flows[flow].tasks.remove(tasks, task);
         let level = &mut queue.levels[usize::from(tasks[task].priority)];
@@ -155,7 +155,7 @@ impl Flows {
     }
 
     /// Which level is next, and the rank that its oldest task gives it.
-    pub(super) fn peek(&self, queue: &Queue, tasks: &Slab<Task>) -> Option<Next> {
+    pub(super) fn peek(&self, queue: &Queue, tasks: &Tasks) -> Option<Next> {
         let mut best: Option<Next> = None;
         let mut levels = queue.occupied;
         while levels != 0 {
@@ -171,7 +171,7 @@ impl Flows {
     }
 
     /// Takes the next task.
-    pub(super) fn take(&mut self, queue: &mut Queue, tasks: &mut Slab<Task>) -> Option<u32> {
+    pub(super) fn take(&mut self, queue: &mut Queue, tasks: &mut Tasks) -> Option<u32> {
         let highest = queue.occupied.checked_ilog2()? as usize;
         let level = match queue.occupied.count_ones() {
             1 => highest,
@@ -192,7 +192,7 @@ impl Flows {
     }
 
     /// The flow whose turn it is: the first in the ring that can pay for its next task.
-    fn turn(&mut self, ring: &mut List<Ring>, tasks: &Slab<Task>) -> u32 {
+    fn turn(&mut self, ring: &mut List<Ring>, tasks: &Tasks) -> u32 {
         let first = ring.head();
         if first == ring.tail() {
             return first;
@@ -272,7 +272,7 @@ impl Flow {
 }
 
 /// The flow of a task that is queued; for another that is a bug of the scheduler, and panics.
-fn flow_that_holds(tasks: &Slab<Task>, task: u32) -> u32 {
+fn flow_that_holds(tasks: &Tasks, task: u32) -> u32 {
     match tasks[task].place() {
         Place::Queued(flow) => flow,
         place => panic!("task {task} is not queued but {place:?}"),
@@ -292,21 +292,20 @@ mod tests {
     const AGING_US: u64 = 5_000_000;
 
     struct Bench {
-        tasks: Slab<Task>,
+        tasks: Tasks,
         flows: Flows,
         queue: Queue,
     }
 
     impl Bench {
         fn new() -> Self {
-            Bench { tasks: Slab::new(), flows: Flows::new(AGING_US, 0), queue: Queue::default() }
+            Bench { tasks: Tasks::new(), flows: Flows::new(AGING_US, 0), queue: Queue::default() }
         }
 
         fn add(&mut self, client: u32, priority: u8, since_us: u64, bytes: usize) -> u32 {
-            let payload = Kept::Block { block: 0, bytes: bytes as u32 };
+            let payload = Kept::of_length(bytes as u32);
             let since = Time(since_us);
-            let index = self.tasks.insert(Task::BLANK);
-            let row = &mut self.tasks[index];
+            let (index, row) = self.tasks.add();
             (row.payload, row.client, row.action) = (payload, client, 0);
             (row.since, row.priority) = (since, priority);
             self.flows.push_back(&mut self.queue, &mut self.tasks, index);

@@ -7,15 +7,13 @@
 
 use super::choice::{Change, Pick};
 use super::clients::Wait;
-use super::payload::{BLOCK_BYTES, Kept};
-use super::task::{Place, Task};
+use super::payload::BLOCK_BYTES;
+use super::task::{Place, Tasks};
 use super::watching::STALL;
-use super::wheel::NO_SLOT;
-use super::{
-    Assignment, AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submission, Time, limits,
-};
+use super::{AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submission, Time, limits};
 
 /// How far a part of a run went.
+#[derive(Debug)]
 enum Went<T> {
     /// All of it is done.
     Through,
@@ -29,7 +27,35 @@ enum Went<T> {
 type Handed<'p> = (u64, Payload<'p>);
 
 /// A result of a run.
-type Result<'a> = (AssignmentId, Payload<'a>);
+type Given<'a> = (AssignmentId, Payload<'a>);
+
+/// A result whose task has nothing about it that is out of the ordinary.
+#[derive(Debug, Clone, Copy)]
+struct Done<'a> {
+    assignment: AssignmentId,
+    payload: Payload<'a>,
+    client: u32,
+    id: u64,
+    action: u32,
+}
+
+/// The next of a worker's results, if its task is a usual one.
+#[inline]
+fn next_usual<'a>(
+    tasks: &Tasks,
+    worker: u32,
+    results: &mut impl Iterator<Item = Given<'a>>,
+) -> Result<Done<'a>, Went<Given<'a>>> {
+    let (assignment, payload) = results.next().ok_or(Went::Through)?;
+    let usual = tasks.get(assignment.task()).filter(|task| {
+        task.attempt_tag == assignment.tag()
+            && task.place() == Place::Held(worker)
+            && task.is_wanted()
+            && task.is_usual()
+    });
+    let task = usual.ok_or(Went::To((assignment, payload)))?;
+    Ok(Done { assignment, payload, client: task.client, id: task.client_id, action: task.action })
+}
 
 impl Scheduler {
     /// Takes tasks of one action with the usual options, as [`handle`](Self::handle) takes an
@@ -136,22 +162,27 @@ impl Scheduler {
         let most_bytes = most_bytes.unwrap_or(0);
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
         let (in_flight, bytes_before) = (worker.in_flight, worker.bytes);
+        let peer = worker.peer;
         let name = &*self.actions[action].name;
         let mut count = 0;
-        let went = loop {
-            let (id, payload) = match tasks.next() {
-                Some(task) => task,
-                None => break Went::Through,
+        let mut went = None;
+        let mut give = || {
+            if went.is_some() {
+                return None;
+            }
+            let Some((id, payload)) = tasks.next() else {
+                went = Some(Went::Through);
+                return None;
             };
             let bytes = payload.len();
             let fits = count < most && worker.bytes - bytes_before + bytes <= most_bytes;
             if !fits || bytes > BLOCK_BYTES || !client_row.numbers.takes_at_once(id) {
-                break Went::To((id, payload));
+                went = Some(Went::To((id, payload)));
+                return None;
             }
             self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
-            let kept = self.payloads.keep(payload);
-            let (task, row) = self.tasks.add(Task::BLANK);
-            row.payload = kept;
+            let (task, row) = self.tasks.add();
+            row.payload = self.payloads.keep(task, payload);
             (row.client, row.client_id) = (client, id);
             (row.action, row.since) = (action, self.now);
             row.priority = limits::DEFAULT_PRIORITY;
@@ -159,16 +190,18 @@ impl Scheduler {
             row.attempt_tag = self.attempt_tag;
             row.put(Place::Held(pick.worker));
             client_row.numbers.put(id, task);
-            worker.held.push_back(&mut self.tasks, task);
+            let assignment = AssignmentId::new(self.attempt_tag, task);
+            worker.held.add(assignment);
             worker.in_flight += 1;
             worker.bytes += bytes;
             count += 1;
-            let assignment = AssignmentId(u64::from(self.attempt_tag) << 32 | u64::from(task));
-            effects.assign(worker.peer, assignment, Assignment::first(name, payload));
             if takes_turns || !worker.stays.contains(&worker.in_flight) || !worker.has_room() {
-                break Went::OnePart;
+                went = Some(Went::OnePart);
             }
+            Some((assignment, payload))
         };
+        effects.assign_some(peer, name, &mut give);
+        while give().is_some() {}
         let bytes = worker.bytes - bytes_before;
         let outgrew = in_flight <= worker.threads && worker.in_flight > worker.threads;
         let stall_at = self.now.after(STALL);
@@ -185,7 +218,7 @@ impl Scheduler {
             self.choice.picked(&mut self.actions, pick);
             self.choice.update(&mut self.workers, &mut self.actions, pick.worker, Change::Assigned);
         }
-        went
+        went.unwrap_or(Went::OnePart)
     }
 
     /// Ends the tasks at the head of a worker's results, as long as nothing waits for the room that they leave.
@@ -193,54 +226,56 @@ impl Scheduler {
     fn finish_some<'a>(
         &mut self,
         worker: u32,
-        results: &mut impl Iterator<Item = Result<'a>>,
+        results: &mut impl Iterator<Item = Given<'a>>,
         effects: &mut impl Effects<'a>,
-    ) -> Went<Result<'a>> {
+    ) -> Went<Given<'a>> {
         let row = &mut self.workers[worker];
         if self.queued > 0 || self.stopping.is_some() || row.stalled {
             return results.next().map_or(Went::Through, Went::To);
         }
         let (mut count, mut bytes) = (0, 0);
+        let mut next = next_usual(&self.tasks, worker, results);
         let went = loop {
-            let (assignment, payload) = match results.next() {
-                Some(result) => result,
-                None => break Went::Through,
+            let Done { client, action, .. } = match next {
+                Ok(done) => done,
+                Err(went) => break went,
             };
-            let (tag, task) = ((assignment.0 >> 32) as u32, assignment.0 as u32);
-            let usual = self.tasks.get(task).filter(|task| {
-                task.attempt_tag == tag
-                    && task.place() == Place::Held(worker)
-                    && task.is_wanted()
-                    && task.extra.is_none()
-                    && task.timer_slot == NO_SLOT
-            });
-            let Some(found) = usual else { break Went::To((assignment, payload)) };
-            let (client, id, action) = (found.client, found.client_id, found.action);
             let (client_row, action_row) = (&mut self.clients[client], &mut self.actions[action]);
-            if client_row.gone || action_row.offers.workers == 0 {
-                break Went::To((assignment, payload));
+            if let Ok(done) = next
+                && (client_row.gone || action_row.offers.workers == 0)
+            {
+                break Went::To((done.assignment, done.payload));
             }
-            row.held.remove(&mut self.tasks, task);
-            let (tasks, waiters) = (&self.tasks, &self.waiters);
-            let id_of = |entry| super::clients::client_id_of(tasks, waiters, entry);
-            client_row.numbers.remove(&self.hasher, id, Wait::First(task).entry(), id_of);
-            effects.result(client_row.peer, id, payload);
-            let kept = std::mem::replace(&mut self.tasks[task].payload, Kept::NOTHING);
-            self.tasks.vacate(task);
-            client_row.bytes -= kept.len();
-            bytes += kept.len();
-            self.payloads.release(kept);
-            action_row.running -= 1;
-            count += 1;
+            let (peer, count_before, bytes_before) = (client_row.peer, count, bytes);
+            let mut give = || {
+                let done = next.as_ref().ok().filter(|done| (done.client, done.action) == (client, action));
+                let Done { assignment, id, payload, .. } = *done?;
+                let task = assignment.task();
+                row.held.remove(&self.tasks, assignment);
+                let (tasks, waiters) = (&self.tasks, &self.waiters);
+                let id_of = |entry| super::clients::client_id_of(tasks, waiters, entry);
+                client_row.numbers.remove(&self.hasher, id, Wait::First(task).entry(), id_of);
+                let kept = self.tasks[task].payload;
+                self.tasks.vacate(task);
+                bytes += kept.len();
+                self.payloads.release(kept);
+                count += 1;
+                next = next_usual(&self.tasks, worker, results);
+                Some((id, payload))
+            };
+            effects.result_some(peer, &mut give);
+            while give().is_some() {}
+            client_row.bytes -= bytes - bytes_before;
+            action_row.running -= count - count_before;
         };
         if count > 0 {
             row.finished_at = self.now;
-            row.in_flight -= count;
+            row.in_flight -= count as u32;
             row.bytes -= bytes;
-            row.done += u64::from(count);
+            row.done += count as u64;
             self.bytes -= bytes;
-            self.owed -= count as usize;
-            self.counts.done += u64::from(count);
+            self.owed -= count;
+            self.counts.done += count as u64;
             self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
         }
         went

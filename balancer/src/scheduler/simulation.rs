@@ -408,7 +408,8 @@ impl Simulation {
         let Some(peer) = self.any_client() else { return };
         let owed: Vec<u64> = self.books.clients[&peer].keys().copied().collect();
         let id = if owed.is_empty() { 0 } else { owed[self.random.usize(..owed.len())] };
-        if self.scheduler.tasks.iter().any(|(_, task)| task.client_id == id && !task.waiters().is_empty()) {
+        let tasks = &self.scheduler.tasks;
+        if tasks.iter().any(|(task, row)| row.client_id == id && !tasks.waiters(task).is_empty()) {
             self.books.seen.insert("cancelled a shared task");
         }
         self.handle(Event::Cancel { peer, id });

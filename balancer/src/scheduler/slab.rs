@@ -7,6 +7,9 @@
 use std::marker::PhantomData;
 use std::ops::{Index, IndexMut};
 
+/// Rows that are kept when none is in use any more; beyond as many, their memory is freed then.
+const KEPT_ROWS: usize = 65_536;
+
 /// The index that no row has.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -70,8 +73,7 @@ impl<T> Slab<T> {
     pub(super) fn remove(&mut self, index: u32) -> T {
         let row = std::mem::replace(&mut self.rows[index as usize], Row::Vacant(self.vacant));
         let Row::Occupied(value) = row else { panic!("row {index} is empty already") };
-        self.vacant = index;
-        self.occupied -= 1;
+        self.vacated(index);
         value
     }
 
@@ -81,8 +83,16 @@ impl<T> Slab<T> {
         let row = &mut self.rows[index as usize];
         assert!(matches!(row, Row::Occupied(_)), "row {index} is empty already");
         *row = Row::Vacant(self.vacant);
+        self.vacated(index);
+    }
+
+    #[inline]
+    fn vacated(&mut self, index: u32) {
         self.vacant = index;
         self.occupied -= 1;
+        if self.occupied == 0 && self.rows.len() > KEPT_ROWS {
+            *self = Slab::new();
+        }
     }
 
     #[inline]
@@ -132,6 +142,24 @@ pub(super) struct Link {
 impl Link {
     pub(super) const fn new() -> Self {
         Link { previous: NONE, next: NONE }
+    }
+}
+
+/// Rows that can stand in a list of kind `K`, by their index.
+pub(super) trait Links<K> {
+    fn link(&self, index: u32) -> &Link;
+    fn link_mut(&mut self, index: u32) -> &mut Link;
+}
+
+impl<K, T: Linked<K>> Links<K> for Slab<T> {
+    #[inline]
+    fn link(&self, index: u32) -> &Link {
+        self[index].node()
+    }
+
+    #[inline]
+    fn link_mut(&mut self, index: u32) -> &mut Link {
+        self[index].node_mut()
     }
 }
 
@@ -199,47 +227,41 @@ impl<K> List<K> {
 
     /// The row after `index`, or [`NONE`].
     #[inline]
-    pub(super) fn next<T: Linked<K>>(rows: &Slab<T>, index: u32) -> u32 {
-        rows[index].node().next
-    }
-
-    /// The row before `index`, or [`NONE`].
-    #[inline]
-    pub(super) fn previous<T: Linked<K>>(rows: &Slab<T>, index: u32) -> u32 {
-        rows[index].node().previous
+    pub(super) fn next(rows: &impl Links<K>, index: u32) -> u32 {
+        rows.link(index).next
     }
 
     #[inline]
-    pub(super) fn push_back<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
-        *rows[index].node_mut() = Link { previous: self.tail, next: NONE };
+    pub(super) fn push_back(&mut self, rows: &mut impl Links<K>, index: u32) {
+        *rows.link_mut(index) = Link { previous: self.tail, next: NONE };
         match self.tail {
             NONE => self.head = index,
-            tail => rows[tail].node_mut().next = index,
+            tail => rows.link_mut(tail).next = index,
         }
         self.tail = index;
     }
 
     #[inline]
-    pub(super) fn push_front<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
-        *rows[index].node_mut() = Link { previous: NONE, next: self.head };
+    pub(super) fn push_front(&mut self, rows: &mut impl Links<K>, index: u32) {
+        *rows.link_mut(index) = Link { previous: NONE, next: self.head };
         match self.head {
             NONE => self.tail = index,
-            head => rows[head].node_mut().previous = index,
+            head => rows.link_mut(head).previous = index,
         }
         self.head = index;
     }
 
     /// Takes a row out, which must stand in this list.
     #[inline]
-    pub(super) fn remove<T: Linked<K>>(&mut self, rows: &mut Slab<T>, index: u32) {
-        let link = std::mem::replace(rows[index].node_mut(), Link::new());
+    pub(super) fn remove(&mut self, rows: &mut impl Links<K>, index: u32) {
+        let link = std::mem::replace(rows.link_mut(index), Link::new());
         match link.previous {
             NONE => self.head = link.next,
-            previous => rows[previous].node_mut().next = link.next,
+            previous => rows.link_mut(previous).next = link.next,
         }
         match link.next {
             NONE => self.tail = link.previous,
-            next => rows[next].node_mut().previous = link.previous,
+            next => rows.link_mut(next).previous = link.previous,
         }
     }
 }
@@ -270,6 +292,18 @@ mod tests {
         assert_eq!(rows.get(a), None);
         assert_eq!((rows.insert('c'), rows.len()), (a, 2));
         assert_eq!(rows[b], 'b');
+    }
+
+    #[test]
+    fn the_rows_of_a_busier_time_are_freed_once_none_is_used() {
+        let mut rows = Slab::new();
+        for n in 0..=KEPT_ROWS as u32 {
+            assert_eq!(rows.insert(n), n);
+        }
+        for n in 0..=KEPT_ROWS as u32 {
+            assert_eq!(rows.remove(n), n);
+        }
+        assert_eq!((rows.rows.capacity(), rows.insert(7), rows.len()), (0, 0, 1));
     }
 
     #[test]

@@ -105,19 +105,24 @@ impl Scheduler {
 
     fn job_status(&self, task: u32) -> JobStatus {
         let row = &self.tasks[task];
-        let (done, total) = row.extra.as_ref().map_or((0, 0), |extra| extra.progress);
-        let first = u32::from(row.is_wanted() && row.background().is_none());
-        JobStatus { runs: matches!(row.place(), Place::Held(_)), done, total, waiting: first + row.waiting() }
+        let (done, total) = self.tasks.extra(task).map_or((0, 0), |extra| extra.progress);
+        let first = u32::from(row.is_wanted() && self.tasks.background(task).is_none());
+        JobStatus {
+            runs: matches!(row.place(), Place::Held(_)),
+            done,
+            total,
+            waiting: first + self.tasks.waiting(task),
+        }
     }
 
     /// The tasks that somebody waits for or that a store has, at most so many.
     pub fn held_tasks(&self, limit: usize) -> impl Iterator<Item = HeldTask<'_>> {
         let wanted = self.tasks.iter().filter(|(_, task)| task.is_wanted());
-        wanted.take(limit).map(|(_, task)| HeldTask {
+        wanted.take(limit).map(|(index, task)| HeldTask {
             submitted: (self.clients[task.client].peer, task.client_id),
-            task_id: task.background().map(|background| background.id),
+            task_id: self.tasks.background(index).map(|background| background.id),
             attempts: task.spent,
-            key: task.told_key(),
+            key: self.tasks.told_key(index),
         })
     }
 

@@ -1,9 +1,11 @@
 //! A task's row: what is known of it, where it is, and who waits for it.
 
+use std::ops::{Index, IndexMut};
+
 use super::api::Time;
 use super::background::Background;
 use super::payload::Kept;
-use super::slab::{Link, List, NONE};
+use super::slab::{Link, Links, List, NONE, Slab};
 use super::wheel::NO_SLOT;
 
 /// The list that a task's place gives it: its flow's queue, or what its worker holds, the oldest first.
@@ -36,23 +38,16 @@ pub(super) enum Place {
 /// Set in a task's place where the index is a worker's.
 const HELD_BIT: u32 = 1 << 31;
 
-/// A task.
+/// A task: what all of them need, in one line of the processor's cache.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Task {
     pub(super) payload: Kept,
     /// The first waiter's own number for it.
     pub(super) client_id: u64,
-    /// When it must have ended; [`Task::NEVER`] when it need not.
-    pub(super) deadline: Time,
     /// When it was first queued or assigned; waiting counts from here.
     pub(super) since: Time,
-    /// When its timer fires, in the wheel's ticks.
-    pub(super) timer_tick: u64,
-    /// What few tasks have.
-    pub(super) extra: Option<Box<Extra>>,
-    pub(super) link: Link,
-    pub(super) timer: Link,
-    pub(super) age: Link,
+    link: Link,
     /// Its [`Place`], in four bytes: a worker's index with [`HELD_BIT`], a flow's without, or [`NONE`].
     place: u32,
     /// The first waiter, or [`NONE`]: then nobody waits, and it only keeps its place at a worker.
@@ -67,6 +62,26 @@ pub(super) struct Task {
     pub(super) max_attempts: u8,
     /// Its worker was asked to hand it back.
     pub(super) recalled: bool,
+    /// It has a deadline or an [`Extra`], or had one.
+    is_special: bool,
+}
+
+/// What a task needs that waits, or has a timer. It stands beside the rows, so that tasks that go straight to a worker
+/// leave it alone; it is as [`More::BLANK`], but for the tick, where it is not in use.
+#[derive(Debug)]
+struct More {
+    /// When it must have ended; [`Task::NEVER`] when it need not.
+    deadline: Time,
+    /// When its timer fires, in the wheel's ticks.
+    timer_tick: u64,
+    extra: Option<Box<Extra>>,
+    timer: Link,
+    age: Link,
+}
+
+impl More {
+    const BLANK: More =
+        More { deadline: Task::NEVER, timer_tick: 0, extra: None, timer: Link::new(), age: Link::new() };
 }
 
 /// What few tasks have.
@@ -109,9 +124,189 @@ pub(super) struct Waiter {
     pub(super) link: Link,
 }
 
-super::slab::linked!(Task, PlaceLink, link);
-super::slab::linked!(Task, AgeLink, age);
 super::slab::linked!(Waiter, WaiterLink, link);
+
+/// All tasks, by their index.
+#[derive(Debug)]
+pub(super) struct Tasks {
+    rows: Slab<Task>,
+    /// As long as there are rows, in use or not.
+    more: Vec<More>,
+}
+
+impl Tasks {
+    pub(super) fn new() -> Self {
+        Tasks { rows: Slab::new(), more: Vec::new() }
+    }
+
+    /// How many there are.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Rows, in use or not: more than any index in use.
+    pub(super) fn rows(&self) -> u32 {
+        self.rows.rows()
+    }
+
+    /// Adds a task without a payload which nobody waits for, to be filled in where it stands: a row that is put
+    /// together elsewhere and then moved there makes the processor wait for its small parts.
+    #[inline(always)]
+    pub(super) fn add(&mut self) -> (u32, &mut Task) {
+        let (index, row) = self.rows.add(Task::BLANK);
+        if index as usize == self.more.len() {
+            self.more.push(More::BLANK);
+        }
+        (index, row)
+    }
+
+    /// Empties a row, which must stand in no list.
+    #[inline]
+    pub(super) fn vacate(&mut self, index: u32) {
+        if self.rows[index].is_special {
+            let more = &mut self.more[index as usize];
+            (more.deadline, more.extra) = (Task::NEVER, None);
+        }
+        self.rows.vacate(index);
+        if self.rows.rows() == 0 {
+            self.more = Vec::new();
+        }
+    }
+
+    #[inline]
+    pub(super) fn get(&self, index: u32) -> Option<&Task> {
+        self.rows.get(index)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Task)> {
+        self.rows.iter()
+    }
+
+    /// When a task must have ended; [`Task::NEVER`] when it need not.
+    #[inline]
+    pub(super) fn deadline(&self, index: u32) -> Time {
+        if self.rows[index].is_special { self.more[index as usize].deadline } else { Task::NEVER }
+    }
+
+    pub(super) fn set_deadline(&mut self, index: u32, deadline: Time) {
+        self.rows[index].is_special = true;
+        self.more[index as usize].deadline = deadline;
+    }
+
+    /// What few tasks have.
+    #[inline]
+    pub(super) fn extra(&self, index: u32) -> Option<&Extra> {
+        if self.rows[index].is_special { self.more[index as usize].extra.as_deref() } else { None }
+    }
+
+    pub(super) fn extra_mut(&mut self, index: u32) -> Option<&mut Extra> {
+        if self.rows[index].is_special { self.more[index as usize].extra.as_deref_mut() } else { None }
+    }
+
+    pub(super) fn set_extra(&mut self, index: u32, extra: Option<Extra>) {
+        self.rows[index].is_special = true;
+        self.more[index as usize].extra = extra.map(Box::new);
+    }
+
+    /// What few tasks have, begun if need be.
+    pub(super) fn extra_or_new(&mut self, index: u32) -> &mut Extra {
+        self.rows[index].is_special = true;
+        self.more[index as usize].extra.get_or_insert_with(|| Box::new(Extra::new()))
+    }
+
+    /// When a task must have ended at its worker, for its own deadline's sake or for the limit on its run.
+    pub(super) fn ends_by(&self, index: u32) -> Time {
+        let run_until = self.extra(index).map_or(Task::NEVER, |extra| extra.run_until);
+        self.deadline(index).min(run_until)
+    }
+
+    /// The key that a task's worker is told.
+    pub(super) fn told_key(&self, index: u32) -> &[u8] {
+        self.extra(index).map_or(&[], |extra| match &extra.background {
+            Some(background) => &background.key,
+            None => &extra.key,
+        })
+    }
+
+    /// Tasks of one action and key that meet share one run; empty for none.
+    pub(super) fn key(&self, index: u32) -> &[u8] {
+        self.extra(index).map_or(&[], |extra| &extra.key)
+    }
+
+    pub(super) fn background(&self, index: u32) -> Option<&Background> {
+        self.extra(index)?.background.as_ref()
+    }
+
+    pub(super) fn background_mut(&mut self, index: u32) -> Option<&mut Background> {
+        self.extra_mut(index)?.background.as_mut()
+    }
+
+    /// The waiters beside the first.
+    #[inline]
+    pub(super) fn waiters(&self, index: u32) -> List<WaiterLink> {
+        self.extra(index).map_or(List::new(), |extra| extra.waiters)
+    }
+
+    /// How many wait beside the first.
+    pub(super) fn waiting(&self, index: u32) -> u32 {
+        self.extra(index).map_or(0, |extra| extra.waiting)
+    }
+
+    /// When a task's timer fires, in the wheel's ticks, if it is set.
+    pub(super) fn timer_tick(&self, index: u32) -> u64 {
+        self.more[index as usize].timer_tick
+    }
+
+    pub(super) fn set_timer_tick(&mut self, index: u32, tick: u64) {
+        self.more[index as usize].timer_tick = tick;
+    }
+}
+
+impl Index<u32> for Tasks {
+    type Output = Task;
+    #[inline]
+    fn index(&self, index: u32) -> &Task {
+        &self.rows[index]
+    }
+}
+
+impl IndexMut<u32> for Tasks {
+    #[inline]
+    fn index_mut(&mut self, index: u32) -> &mut Task {
+        &mut self.rows[index]
+    }
+}
+
+impl Links<PlaceLink> for Tasks {
+    fn link(&self, index: u32) -> &Link {
+        &self.rows[index].link
+    }
+
+    fn link_mut(&mut self, index: u32) -> &mut Link {
+        &mut self.rows[index].link
+    }
+}
+
+impl Links<AgeLink> for Tasks {
+    fn link(&self, index: u32) -> &Link {
+        &self.more[index as usize].age
+    }
+
+    fn link_mut(&mut self, index: u32) -> &mut Link {
+        &mut self.more[index as usize].age
+    }
+}
+
+impl Links<TimerLink> for Tasks {
+    fn link(&self, index: u32) -> &Link {
+        &self.more[index as usize].timer
+    }
+
+    fn link_mut(&mut self, index: u32) -> &mut Link {
+        &mut self.more[index as usize].timer
+    }
+}
 
 impl Task {
     /// The deadline of a task that has none.
@@ -137,64 +332,22 @@ impl Task {
         };
     }
 
-    /// What few tasks have, begun if need be.
-    pub(super) fn extra_mut(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_with(|| Box::new(Extra::new()))
-    }
-
-    /// When it must have ended at its worker, for its own deadline's sake or for the limit on its run.
-    pub(super) fn ends_by(&self) -> Time {
-        self.extra.as_ref().map_or(self.deadline, |extra| self.deadline.min(extra.run_until))
-    }
-
-    pub(super) fn key(&self) -> &[u8] {
-        self.extra.as_ref().map_or(&[], |extra| &extra.key)
-    }
-
-    /// The key that a worker is told.
-    pub(super) fn told_key(&self) -> &[u8] {
-        self.extra.as_ref().map_or(&[], |extra| match &extra.background {
-            Some(background) => &background.key,
-            None => &extra.key,
-        })
-    }
-
-    pub(super) fn background(&self) -> Option<&Background> {
-        self.extra.as_ref()?.background.as_ref()
-    }
-
-    pub(super) fn background_mut(&mut self) -> Option<&mut Background> {
-        self.extra.as_mut()?.background.as_mut()
-    }
-
-    /// The waiters beside the first.
-    pub(super) fn waiters(&self) -> List<WaiterLink> {
-        self.extra.as_ref().map_or(List::new(), |extra| extra.waiters)
-    }
-
-    /// How many wait beside the first.
-    pub(super) fn waiting(&self) -> u32 {
-        self.extra.as_ref().map_or(0, |extra| extra.waiting)
-    }
-
     pub(super) fn is_wanted(&self) -> bool {
         self.client != NONE
     }
 
-    /// A row to start from, that of a task without a payload which nobody waits for.
-    ///
-    /// Rows are filled in where they stand in their slab: a row that is put together elsewhere and then moved there
-    /// makes the processor wait for its small parts.
-    pub(super) const BLANK: Task = Task {
+    /// Whether it has neither a deadline nor an [`Extra`], and no timer is set.
+    #[inline]
+    pub(super) fn is_usual(&self) -> bool {
+        !self.is_special && self.timer_slot == NO_SLOT
+    }
+
+    /// A row to start from.
+    const BLANK: Task = Task {
         payload: Kept::NOTHING,
         client_id: 0,
-        deadline: Task::NEVER,
         since: Time(0),
-        timer_tick: 0,
-        extra: None,
         link: Link::new(),
-        timer: Link::new(),
-        age: Link::new(),
         place: NONE,
         client: NONE,
         action: NONE,
@@ -204,6 +357,7 @@ impl Task {
         spent: 0,
         max_attempts: 1,
         recalled: false,
+        is_special: false,
     };
 }
 
@@ -223,7 +377,27 @@ mod tests {
     }
 
     #[test]
-    fn a_row_takes_no_more_than_104_bytes() {
-        assert!(size_of::<Option<Task>>() <= 104, "{}", size_of::<Option<Task>>());
+    fn a_row_takes_one_line_of_the_cache_and_40_bytes_beside_it() {
+        assert_eq!((size_of::<Option<Task>>(), size_of::<More>()), (64, 40));
+    }
+
+    #[test]
+    fn what_an_ended_task_had_is_not_there_for_the_next_one_in_its_row() {
+        let mut tasks = Tasks::new();
+        let (index, _) = tasks.add();
+        tasks.set_deadline(index, Time(7));
+        let extra = Extra { key: b"key"[..].into(), waiters: List::new(), waiting: 3, ..Extra::new() };
+        tasks.set_extra(index, Some(extra));
+        assert_eq!(
+            (tasks.deadline(index), tasks.key(index), tasks.waiting(index)),
+            (Time(7), &b"key"[..], 3)
+        );
+        assert!(!tasks[index].is_usual());
+        tasks.vacate(index);
+        assert_eq!(tasks.add().0, index);
+        assert_eq!((tasks.deadline(index), tasks.key(index)), (Task::NEVER, &b""[..]));
+        tasks.set_deadline(index, Time(9));
+        assert!(tasks.extra(index).is_none());
+        assert!(!tasks[index].is_usual());
     }
 }

@@ -5,8 +5,6 @@ use std::time::Duration;
 use reparto_protocol::ErrorCode;
 
 use super::choice::Change;
-use super::slab::{List, NONE};
-use super::task::PlaceLink;
 use super::{Effect, Effects, Scheduler, Time};
 
 /// A worker that holds more than its threads and has delivered nothing for this long is asked to hand back what
@@ -125,8 +123,11 @@ impl Scheduler {
         let peer = self.workers[worker].peer;
         let not_begun = (self.workers[worker].in_flight - self.workers[worker].threads) as usize;
         let (mut looked_at, mut recalled) = (0, 0);
-        let mut at = self.workers[worker].held.tail();
-        while at != NONE && looked_at < not_begun && recalled < RECALLS_A_CHECK {
+        let newest: Vec<u32> = self.workers[worker].held.tasks(&self.tasks).rev().take(not_begun).collect();
+        for at in newest {
+            if recalled == RECALLS_A_CHECK {
+                break;
+            }
             looked_at += 1;
             let task = &self.tasks[at];
             if !task.recalled && is_free(&task.action) {
@@ -135,7 +136,6 @@ impl Scheduler {
                 self.tasks[at].recalled = true;
                 recalled += 1;
             }
-            at = List::<PlaceLink>::previous(&self.tasks, at);
         }
         let row = &mut self.workers[worker];
         row.recall_at = self.now.after(STALL.max(PAUSE_A_LOOK * looked_at as u32));

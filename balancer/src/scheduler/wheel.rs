@@ -6,8 +6,8 @@
 //! of the highest six bits in which its tick differs from the present one, and is moved down when that slot comes.
 
 use super::api::Time;
-use super::slab::{List, NONE, Slab, linked};
-use super::task::{Task, TimerLink};
+use super::slab::{List, NONE};
+use super::task::{Tasks, TimerLink};
 
 /// Levels of the wheel; 64^7 ticks are 142 years.
 const LEVELS: usize = 7;
@@ -21,8 +21,6 @@ const TICK_BITS: u32 = 10;
 /// Ticks that a timer is ahead at most: 71 years. One that is set further away counts as that far, which nobody
 /// will live to see; beyond what the levels hold it would come by at every turn of the highest one.
 const MOST_AHEAD: u64 = 1 << (LEVELS as u32 * SLOT_BITS - 1);
-
-linked!(Task, TimerLink, timer);
 
 /// The slot of a timer that is not set.
 pub(super) const NO_SLOT: u16 = u16::MAX;
@@ -54,15 +52,15 @@ impl Wheel {
     }
 
     /// Sets a task's timer, which must not be set. It fires at `at` or up to a tick later.
-    pub(super) fn set(&mut self, tasks: &mut Slab<Task>, task: u32, at: Time) {
+    pub(super) fn set(&mut self, tasks: &mut Tasks, task: u32, at: Time) {
         let tick = at.0.div_ceil(1 << TICK_BITS).clamp(self.tick + 1, self.tick + MOST_AHEAD);
-        tasks[task].timer_tick = tick;
+        tasks.set_timer_tick(task, tick);
         self.place(tasks, task, tick);
     }
 
     /// Clears a task's timer, if it is set.
     #[inline]
-    pub(super) fn clear(&mut self, tasks: &mut Slab<Task>, task: u32) {
+    pub(super) fn clear(&mut self, tasks: &mut Tasks, task: u32) {
         let slot = tasks[task].timer_slot;
         if slot != NO_SLOT {
             self.unlink(tasks, task, usize::from(slot));
@@ -75,7 +73,7 @@ impl Wheel {
     }
 
     /// Goes one step towards `now`. Bounded work a step, so a caller can stop in between and go on later.
-    pub(super) fn step(&mut self, tasks: &mut Slab<Task>, now: Time) -> Step {
+    pub(super) fn step(&mut self, tasks: &mut Tasks, now: Time) -> Step {
         let now_tick = now.0 >> TICK_BITS;
         let Some((slot, tick)) = self.next_slot().filter(|(_, tick)| *tick <= now_tick) else {
             self.tick = self.tick.max(now_tick);
@@ -84,7 +82,7 @@ impl Wheel {
         self.tick = self.tick.max(tick);
         let task = self.slots[slot].head();
         self.unlink(tasks, task, slot);
-        let due = tasks[task].timer_tick;
+        let due = tasks.timer_tick(task);
         if due <= self.tick {
             return Step::Due(task);
         }
@@ -92,7 +90,7 @@ impl Wheel {
         Step::Moved
     }
 
-    fn place(&mut self, tasks: &mut Slab<Task>, task: u32, tick: u64) {
+    fn place(&mut self, tasks: &mut Tasks, task: u32, tick: u64) {
         let differing = (tick ^ self.tick) | 1;
         let level = ((differing.ilog2() / SLOT_BITS) as usize).min(LEVELS - 1);
         let slot = level * SLOTS + ((tick >> (level as u32 * SLOT_BITS)) as usize & (SLOTS - 1));
@@ -101,7 +99,7 @@ impl Wheel {
         tasks[task].timer_slot = slot as u16;
     }
 
-    fn unlink(&mut self, tasks: &mut Slab<Task>, task: u32, slot: usize) {
+    fn unlink(&mut self, tasks: &mut Tasks, task: u32, slot: usize) {
         debug_assert_ne!(task, NONE, "an occupied slot has a head");
         self.slots[slot].remove(tasks, task);
         tasks[task].timer_slot = NO_SLOT;
@@ -135,7 +133,7 @@ impl Wheel {
 mod tests {
     use super::*;
 
-    fn due(wheel: &mut Wheel, tasks: &mut Slab<Task>, now: Time) -> Vec<u32> {
+    fn due(wheel: &mut Wheel, tasks: &mut Tasks, now: Time) -> Vec<u32> {
         let mut found = Vec::new();
         loop {
             match wheel.step(tasks, now) {
@@ -149,8 +147,8 @@ mod tests {
     #[test]
     fn a_timer_fires_at_its_time_or_a_tick_later_however_far_it_is() {
         for at in [1, 1_024, 1_025, 65_536, 70_000_000, 60_000_000, 3_600_000_000, 31_622_400_000_000] {
-            let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
-            let task = tasks.insert(Task::BLANK);
+            let (mut wheel, mut tasks) = (Wheel::new(), Tasks::new());
+            let task = tasks.add().0;
             wheel.set(&mut tasks, task, Time(at));
             assert!(due(&mut wheel, &mut tasks, Time(at - 1)).is_empty(), "{at}");
             assert_eq!(due(&mut wheel, &mut tasks, Time(at + 1_024)), [task], "{at}");
@@ -161,8 +159,8 @@ mod tests {
     #[test]
     fn a_timer_beyond_the_wheel_s_reach_leaves_it_at_rest() {
         for at in [u64::MAX, u64::MAX - 5, 1 << 62, 1 << 53] {
-            let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
-            let task = tasks.insert(Task::BLANK);
+            let (mut wheel, mut tasks) = (Wheel::new(), Tasks::new());
+            let task = tasks.add().0;
             wheel.set(&mut tasks, task, Time(at));
             let now = Time(3_600_000_000);
             for _ in 0..100 {
@@ -177,8 +175,8 @@ mod tests {
 
     #[test]
     fn a_cleared_timer_never_fires() {
-        let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
-        let task = tasks.insert(Task::BLANK);
+        let (mut wheel, mut tasks) = (Wheel::new(), Tasks::new());
+        let task = tasks.add().0;
         wheel.set(&mut tasks, task, Time(5_000));
         wheel.clear(&mut tasks, task);
         wheel.clear(&mut tasks, task);
@@ -190,12 +188,12 @@ mod tests {
     fn random_timers_fire_in_their_order_and_none_is_early_or_forgotten() {
         for seed in 0..200 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let (mut wheel, mut tasks) = (Wheel::new(), Slab::new());
+            let (mut wheel, mut tasks) = (Wheel::new(), Tasks::new());
             let mut expected = std::collections::BTreeMap::new();
             let mut now = 0;
             for _ in 0..200 {
                 let reach = 1 << random.u64(1..38);
-                let task = tasks.insert(Task::BLANK);
+                let task = tasks.add().0;
                 let at = now + random.u64(1..=reach);
                 wheel.set(&mut tasks, task, Time(at));
                 expected.insert(task, at);
@@ -204,7 +202,7 @@ mod tests {
                     for task in due(&mut wheel, &mut tasks, Time(now)) {
                         let at = expected.remove(&task).expect("a timer fires once");
                         assert!(at <= now, "seed {seed}: early");
-                        tasks.remove(task);
+                        tasks.vacate(task);
                     }
                     assert!(expected.values().all(|at| at + 1_024 > now), "seed {seed}: late");
                 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::api::{Peer, Time};
 use super::choice::{BucketLink, NO_BUCKET};
+use super::held::Held;
 use super::pulling::{Puller, Rest};
-use super::slab::{Link, List, linked};
-use super::task::PlaceLink;
+use super::slab::{Link, linked};
 
 /// Work that a worker may be given beyond its free threads, as time that it will take a thread.
 const HELD_WORK: Duration = Duration::from_millis(1);
@@ -43,7 +43,7 @@ pub(super) struct Worker {
     pub(super) in_flight: u32,
     pub(super) bytes: usize,
     /// What it holds, the oldest first.
-    pub(super) held: List<PlaceLink>,
+    pub(super) held: Held,
     pub(super) draining: bool,
     /// It delivers nothing while others are free, so it is given no more than its free threads.
     pub(super) stalled: bool,
@@ -88,7 +88,7 @@ impl Worker {
             alike: 0,
             in_flight: 0,
             bytes: 0,
-            held: List::new(),
+            held: Held::new(),
             draining: false,
             stalled: false,
             group: 0,

@@ -4,8 +4,7 @@ use reparto_protocol::{ErrorCode, limits};
 
 use super::choice::Change;
 use super::clients::MOST_WAITERS;
-use super::slab::{List, NONE};
-use super::task::{Place, PlaceLink};
+use super::task::Place;
 use super::worker::Worker;
 use super::{
     AssignmentId, Effect, Effects, Finish, Payload, Peer, ProgressKind, Registration, Role, Scheduler,
@@ -204,7 +203,7 @@ impl Scheduler {
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
-        if finish != Finish::Done && self.tasks[task].deadline <= self.now {
+        if finish != Finish::Done && self.tasks.deadline(task) <= self.now {
             // Its worker may have looked at the clock before the timer here came.
             self.workers[worker].failed += 1;
             return self.end_late(task, effects);
@@ -290,10 +289,10 @@ impl Scheduler {
             return;
         }
         if kind == ProgressKind::Report {
-            self.tasks[task].extra_mut().progress = (done, total);
+            self.tasks.extra_or_new(task).progress = (done, total);
         }
         let tell = |peer, id| Effect::Progress { peer, id, kind, done, total, payload };
-        if kind != ProgressKind::Report || self.spend_progress(self.tasks[task].waiting()) {
+        if kind != ProgressKind::Report || self.spend_progress(self.tasks.waiting(task)) {
             self.each_waiter(task, |peer, id| effects.push(tell(peer, id)));
         } else if let Some((peer, id)) = self.first_waiter(task) {
             effects.push(tell(peer, id));
@@ -339,14 +338,9 @@ impl Scheduler {
         self.choice.leave(&mut self.workers, &mut self.actions, worker);
         let running = self.workers[worker].threads.min(self.workers[worker].in_flight);
         let why = format!("its worker '{}' was lost", self.workers[worker].id);
-        let mut held = Vec::with_capacity(self.workers[worker].in_flight as usize);
-        let mut at = self.workers[worker].held.head();
-        while at != NONE {
-            held.push(at);
-            // It may have described itself anew since, and not offer this any more.
-            touched.push(self.tasks[at].action);
-            at = List::<PlaceLink>::next(&self.tasks, at);
-        }
+        let held: Vec<u32> = self.workers[worker].held.tasks(&self.tasks).collect();
+        // It may have described itself anew since, and not offer some of these any more.
+        touched.extend(held.iter().map(|task| self.tasks[*task].action));
         // From the newest to the oldest, so that at the heads of their queues they stand in their old order.
         for (age, task) in held.into_iter().enumerate().rev() {
             self.take_back(task, worker);
@@ -357,7 +351,9 @@ impl Scheduler {
             }
         }
         let row = self.workers.remove(worker);
-        if row.puller.is_none() {
+        if row.puller.is_some() {
+            self.pullers -= 1;
+        } else {
             self.worker_ids.remove(&row.id);
         }
         touched.sort_unstable();

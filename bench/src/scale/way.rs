@@ -64,6 +64,25 @@ impl<'a> Effects<'a> for Ends {
         }
     }
 
+    #[inline]
+    fn assign_some<'p>(
+        &mut self,
+        peer: Peer,
+        action: &str,
+        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+    ) {
+        if let Some(end) = self.end(peer) {
+            end.session.assign_some(action, next, &mut end.output);
+        }
+    }
+
+    #[inline]
+    fn result_some(&mut self, peer: Peer, next: &mut impl FnMut() -> Option<(u64, Payload<'a>)>) {
+        if let Some(end) = self.end(peer) {
+            end.session.result_some(next, &mut end.output);
+        }
+    }
+
     fn count(&self) -> usize {
         self.effects
     }

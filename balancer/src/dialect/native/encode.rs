@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use reparto_protocol::{
-    Accepted, Ack, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress, StatusReport,
-    TaskDone, TaskList, TaskStanding, Welcome, limits,
+    Accepted, Ack, AlikeHeads, AssignTask, Cancel, ErrorMessage, GoAway, Message, Ping, Pong, Progress,
+    StatusReport, TaskDone, TaskList, TaskStanding, Welcome, limits,
 };
 
 use crate::dialect::{Answer, Context, Output, Refusal};
@@ -128,6 +128,28 @@ pub fn assign(now: Time, id: AssignmentId, assignment: &Assignment<'_>, out: &mu
 pub fn result(id: u64, payload: Payload<'_>, out: &mut Output) {
     TaskDone { id, payload: &[] }.encode_head(out.buffer(), payload.len());
     out.payload(payload);
+}
+
+/// Writes down assignments of first attempts at tasks of one action with the usual options, as [`assign`] does each.
+#[inline]
+pub fn assign_some<'p>(
+    action: &str,
+    next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+    out: &mut Output,
+) {
+    let Some(heads) = AlikeHeads::assign_task(action) else { return };
+    while let Some((id, payload)) = next() {
+        heads.put(id.0, payload.len(), out.buffer());
+        out.payload(payload);
+    }
+}
+
+/// Writes down results, as [`result`] does each.
+#[inline]
+pub fn result_some<'p>(next: &mut impl FnMut() -> Option<(u64, Payload<'p>)>, out: &mut Output) {
+    while let Some((id, payload)) = next() {
+        result(id, payload, out);
+    }
 }
 
 /// Rounded up, so that a task with time left is never told that it has none.

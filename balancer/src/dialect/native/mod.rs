@@ -12,7 +12,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{answer, assign, encode, refuse, report, result};
+pub use encode::{answer, assign, assign_some, encode, refuse, report, result, result_some};
 pub use runs::{Results, Tasks};
 pub use status::report as status_report;
 
