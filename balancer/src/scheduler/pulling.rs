@@ -305,9 +305,12 @@ impl Scheduler {
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
+        let had_all_it_may = !self.workers[worker].takes_another();
         self.finished(worker, assignment, finish, None, payload, effects);
-        // It may sleep, and have had no room for more.
-        self.wake_if_needed(worker, effects);
+        if had_all_it_may {
+            // It may sleep, and not have been woken for that.
+            self.wake_if_needed(worker, effects);
+        }
     }
 
     /// A pull worker goes to sleep.

@@ -229,6 +229,7 @@ impl Simulation {
         let limits = worker.pulls.as_ref().is_some_and(|puller| puller.limits);
         let limit =
             (limits && self.random.bool()).then(|| Duration::from_millis(self.random.u64(1..100_000)));
+        self.books.some_limit |= limit.is_some();
         self.handle(Event::Pull { peer, pull: Pull::CanDo { action, limit } });
     }
 

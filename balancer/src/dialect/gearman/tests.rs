@@ -367,8 +367,9 @@ fn bytes_that_are_no_packet_end_the_connection_with_an_error_that_names_the_reas
         (vec![b'x'; 2000], "a command has 1024 bytes at most"),
     ] {
         let mut session = session();
-        let said = says(&mut session, &wire);
-        assert!(said[0].starts_with("refused: ") && said[0].contains(says_so), "{said:?}");
+        // Some make the peer known first.
+        let said = says(&mut session, &wire).pop().unwrap_or_default();
+        assert!(said.starts_with("refused: ") && said.contains(says_so), "{said}");
         let kept = session.frame_bytes(&context(), &wire, &[]);
         assert!(kept.is_err() || wire.len() > HEADER_BYTES, "what is kept is refused, too");
     }

@@ -90,12 +90,14 @@ fn who_was_woken_and_leaves_or_does_not_ask_or_takes_another_task_has_another_on
     world.grabbed(workers[3]);
     // It takes a task of another action.
     assert_eq!(world.sleep(workers[3]), []);
-    assert_eq!(world.pull(workers[2], Pull::Sleep), []);
+    assert_eq!(world.sleep(workers[2]), []);
+    assert_eq!(world.can_do(workers[1], "a"), []);
+    assert_eq!(world.sleep(workers[1]), []);
     assert_eq!(world.submit(client, 2, "a"), [Out::Wake(workers[3])]);
     let urgent = |task: &mut Submission<'_>| (task.action, task.priority) = ("b", 9);
-    assert_eq!(world.submit_with(client, 3, urgent), [], "one that was woken for 'a' offers it");
+    assert_eq!(world.submit_with(client, 3, urgent), [Out::Wake(workers[2])]);
     let out = world.grab(workers[3]);
-    assert!(matches!(out[..], [Out::Assign(..), Out::Wake(worker)] if worker == workers[2]), "{out:?}");
+    assert!(matches!(out[..], [Out::Assign(..), Out::Wake(worker)] if worker == workers[1]), "{out:?}");
 }
 
 #[test]
