@@ -33,8 +33,8 @@ const REACTOR_FILES: u64 = 4;
 
 /// Takes tasks from clients and gives each to the worker best placed to run it.
 ///
-/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`, and `lines=ADDR` for each
-/// --lines. While another balancer leads
+/// Prints one line to standard output once it serves: `ready clients=ADDR workers=ADDR`, `lines=ADDR` for each --lines, and
+/// `gearman=ADDR` with --gearman. While another balancer leads
 /// the same PostgreSQL database it serves nobody, and says on standard error who leads. SIGTERM or SIGINT stops
 /// it: tasks that run have --grace to end, the others are answered `shutting_down`, and it exits with 0. A second
 /// signal ends it at once.
@@ -87,6 +87,10 @@ pub(crate) struct Args {
     /// lines://HOST:PORT[?actions=a,b&threads=N]; may be given several times
     #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_UPSTREAM", value_delimiter = ' ')]
     upstream: Vec<String>,
+
+    /// Where clients and workers made for gearmand connect; its usual port is 4730 [default: nowhere]
+    #[arg(long, value_name = "ADDR", env = "REPARTO_BALANCER_GEARMAN")]
+    gearman: Option<String>,
 
     /// Folder in which background tasks and their results are kept [default: reparto-data]
     #[arg(long, value_name = "DIR", env = "REPARTO_BALANCER_DATA")]
@@ -221,6 +225,7 @@ struct File {
     lines: Option<Vec<String>>,
     lines_action: Option<String>,
     upstream: Option<Vec<String>>,
+    gearman: Option<String>,
     data: Option<PathBuf>,
     store: Option<String>,
     blobs: Option<String>,
@@ -372,6 +377,9 @@ fn say_ready(balancer: &Balancer) -> std::io::Result<()> {
     for lines in balancer.lines_addrs() {
         write!(out, " lines={lines}")?;
     }
+    if let Some(address) = balancer.gearman_addr() {
+        write!(out, " gearman={address}")?;
+    }
     writeln!(out)?;
     out.flush()
 }
@@ -404,6 +412,9 @@ fn settings(args: &Args, file: &File) -> Result<Settings, String> {
     }
     if let Some(action) = args.lines_action.as_ref().or(file.lines_action.as_ref()) {
         settings.lines_action.clone_from(action);
+    }
+    if let Some(text) = args.gearman.as_ref().or(file.gearman.as_ref()) {
+        settings.gearman = Some(address("gearman", text)?);
     }
     if let Some(size) = args.max_frame.or(file.max_frame.map(|size| size.0)) {
         let bytes = u32::try_from(size).map_err(|_| format!("--max-frame {size} is more than 1GiB"))?;

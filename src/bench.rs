@@ -73,7 +73,7 @@ struct PeersArgs {
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     duration: Option<Duration>,
 
-    /// The servers to compare: reparto, nats, gearmand, relay [default: all].
+    /// The servers to compare: reparto, reparto_gearman (with gearmand's own clients), nats, gearmand, relay [default: all].
     #[arg(long, value_name = "SERVERS", value_delimiter = ',')]
     only: Vec<Server>,
 

@@ -5,6 +5,8 @@
 
 #[path = "bounds.rs"]
 mod bounds;
+#[path = "gearman.rs"]
+mod gearman;
 #[path = "lines.rs"]
 mod lines;
 #[path = "malformed.rs"]

@@ -7,6 +7,8 @@
 mod background;
 #[path = "bounds.rs"]
 mod bounds;
+#[path = "gearman.rs"]
+mod gearman;
 #[path = "lines.rs"]
 mod lines;
 #[path = "malformed.rs"]

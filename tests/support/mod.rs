@@ -270,15 +270,23 @@ impl Balancer {
     pub fn from_command(command: Command) -> Balancer {
         let mut process = Process::start(command);
         let addresses = process.line_after("ready clients=");
-        let (clients, rest) = addresses.split_once(" workers=").unwrap();
-        let workers = rest.split(' ').next().unwrap();
+        let (clients, workers) = addresses.split_once(" workers=").unwrap();
+        // Other listeners' addresses follow, as `name=ADDR`.
+        let workers = workers.split(' ').next().unwrap();
         Balancer { clients: clients.to_owned(), workers: workers.to_owned(), process }
     }
 
     /// Where it listens for lines, with `--lines`.
     pub fn lines(&self) -> String {
-        let said = self.process.stdout();
-        said.trim_ascii_end().rsplit_once(" lines=").unwrap().1.to_owned()
+        self.address("lines")
+    }
+
+    /// Where another of its listeners is, by its flag's name.
+    pub fn address(&self, name: &str) -> String {
+        let line = self.process.stdout();
+        let words = line.lines().next().unwrap_or_default().split(' ');
+        let found = words.filter_map(|word| word.split_once('=')).find(|(key, _)| *key == name);
+        found.unwrap_or_else(|| panic!("no {name} in '{line}'")).1.to_owned()
     }
 
     /// A balancer on the addresses of a former one. For a moment a connection of another test may have one of the

@@ -89,6 +89,9 @@ pub struct NewBackgroundTask {
     pub idempotency_key: Bytes,
     /// How long that key stands for it.
     pub idempotency_window: Duration,
+    /// What its worker is told as its key; empty for none. Tasks of one action and key are one while they are alive,
+    /// unless the key begins with a NUL.
+    pub key: Bytes,
 }
 
 impl NewBackgroundTask {
@@ -107,6 +110,7 @@ impl NewBackgroundTask {
             start_at_ms: None,
             backoff_first_ms: millis(limits::DEFAULT_BACKOFF_FIRST),
             backoff_most_ms: millis(limits::DEFAULT_BACKOFF_MOST),
+            key: Bytes::new(),
             idempotency_key: Bytes::new(),
             idempotency_window: limits::DEFAULT_IDEMPOTENCY,
         }
@@ -129,7 +133,7 @@ impl Ask {
     /// Bytes of payload that it brings.
     pub fn payload_bytes(&self) -> usize {
         match self {
-            Ask::Submit(task) => task.payload.len(),
+            Ask::Submit(task) => task.payload.len() + task.key.len(),
             _ => 0,
         }
     }

@@ -7,7 +7,7 @@ use reparto_protocol::{ErrorCode, TaskState};
 
 use super::waits::Wait;
 use super::{
-    Keeper, LOOK_AGAIN, Look, Outlet, Pending, Tie, UPKEEP_STEP, describe, fail, micros, wall_clock,
+    Keeper, LOOK_AGAIN, Look, Outlet, Pending, Tie, UPKEEP_STEP, describe, envelope, fail, micros, wall_clock,
 };
 use crate::scheduler::{BackgroundTask, Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
 use crate::storage::{
@@ -150,6 +150,10 @@ impl Keeper {
     ) -> bool {
         let answer = StoreAnswer::Accepted { task: task.0, duplicate };
         out.push(Effect::Answer { peer, id, answer });
+        for (peer, id) in self.uniques.durable(task) {
+            let answer = StoreAnswer::Accepted { task: task.0, duplicate: true };
+            out.push(Effect::Answer { peer, id, answer });
+        }
         self.ties -= usize::from(client != Tie::None);
         if client != Tie::None {
             let wait = Wait { peer, id, task, until: None, owns: !duplicate, lasts: true };
@@ -189,8 +193,9 @@ impl Keeper {
             StoreError::Invalid { .. } => ErrorCode::BadFrame,
             _ => ErrorCode::StoreUnavailable,
         };
-        if let Pending::Accept { client, .. } = &pending {
+        if let Pending::Accept { client, task, .. } = &pending {
             self.ties -= usize::from(*client != Tie::None);
+            self.tell_not_taken(task.id, code, &error.to_string(), out);
         }
         match pending {
             Pending::Accept { peer, id, .. }
@@ -378,7 +383,10 @@ impl Keeper {
         payload: Bytes,
         out: &mut E,
     ) {
-        let standing = describe::standing(stored, self.state_now(scheduler, stored));
+        let mut standing = describe::standing(stored, self.state_now(scheduler, stored));
+        if let Some(job) = scheduler.background_job(&stored.task.id.0) {
+            standing.progress = (job.done, job.total);
+        }
         let answer = StoreAnswer::Standing { standing, payload: Payload::from(&payload) };
         out.push(Effect::Answer { peer, id, answer });
     }
@@ -446,6 +454,10 @@ impl Keeper {
                 return;
             }
         };
+        let (key, payload) = envelope::unwrap(payload);
+        if self.sharing.is_none() {
+            self.uniques.found(&key, &stored.task.action, id);
+        }
         let deadline = stored
             .task
             .deadline_at
@@ -457,6 +469,7 @@ impl Keeper {
             priority: stored.task.priority,
             deadline,
             max_attempts: stored.task.max_attempts,
+            key: &key,
             spent: stored.attempts,
             backoff_first_ms: stored.task.backoff.first_ms,
             backoff_most_ms: stored.task.backoff.most_ms,
@@ -486,6 +499,7 @@ impl Keeper {
             }
             None => {
                 self.left(id);
+                self.uniques.over(id);
                 let failure = Failure::new(ErrorCode::Internal, "its payload is missing from the blobs");
                 let outcome =
                     Outcome::without_result(id, TaskState::Failed, stored.attempts, wall_clock(), failure);

@@ -23,6 +23,7 @@ pub(super) fn standing(stored: &StoredTask, state: TaskState) -> Standing {
         created_at_ms: ms(stored.task.created_at),
         due_at_ms: stored.task.due_at.filter(|_| state == TaskState::Scheduled).map(ms),
         ended_at_ms: stored.ended_at.map(ms),
+        progress: (0, 0),
     }
 }
 

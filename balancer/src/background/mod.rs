@@ -19,6 +19,7 @@ mod ask;
 mod completing;
 mod describe;
 mod engines;
+mod envelope;
 mod noted;
 mod opening;
 mod outgoing;
@@ -27,6 +28,7 @@ mod settings;
 mod sharing;
 #[cfg(test)]
 mod tests;
+mod uniques;
 mod waits;
 mod walk;
 
@@ -46,11 +48,12 @@ pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords}
 pub use settings::StoreSettings;
 pub use sharing::{AmqpWorker, MOST_AMQP_WORKERS, SharingSettings};
 use sharing::{Claimant, Owed, Sharing};
+use uniques::{Met, Uniques};
 use waits::{Wait, Waits};
 use walk::Walk;
 
 use crate::bus::{Delivery, Tag};
-use crate::scheduler::{AssignmentId, Effect, Event, Payload, Peer, Scheduler, Time};
+use crate::scheduler::{AssignmentId, Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
     Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds, ToPublish,
@@ -205,6 +208,8 @@ pub(crate) struct Keeper {
     walk: Walk,
     /// Tasks whose payload is being read, on their way into the window.
     loading: HashSet<TaskId>,
+    /// Tasks that are alive and have a key. Empty where balancers share their work: none knows all that are alive.
+    uniques: Uniques,
     /// When the next scheduled task is due, in microseconds since 1970.
     next_due: Option<i64>,
     asked_for_due: bool,
@@ -266,6 +271,7 @@ impl Keeper {
             unanswered: Vec::new(),
             ask_again_at: Time(0),
             loading: HashSet::new(),
+            uniques: Uniques::default(),
             // What was due while nobody was here is taken first.
             next_due: Some(0),
             asked_for_due: false,
@@ -367,6 +373,17 @@ impl Keeper {
             return fail(out, peer, task.id, ErrorCode::StoreUnavailable, message);
         }
         let now = wall_clock();
+        let id = self.ids.next(now);
+        if self.sharing.is_none() {
+            match self.uniques.meet(&task.key, &task.action, id, (peer, task.id)) {
+                Met::Nobody => {}
+                Met::Durable(first) => {
+                    let answer = StoreAnswer::Accepted { task: first.0, duplicate: true };
+                    return out.push(Effect::Answer { peer, id: task.id, answer });
+                }
+                Met::Asking => return,
+            }
+        }
         let delayed = task.delay.map(|delay| now.saturating_add(micros(delay)));
         let starts = task.start_at_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000));
         let idempotency = (!task.idempotency_key.is_empty()).then(|| {
@@ -378,9 +395,9 @@ impl Keeper {
             IdempotencyKey { key: key.into(), until: now.saturating_add(micros(task.idempotency_window)) }
         });
         let stored = NewTask {
-            id: self.ids.next(now),
+            id,
             action: Arc::clone(&task.action),
-            payload: Body::Inline(task.payload),
+            payload: Body::Inline(envelope::wrap(&task.key, task.payload)),
             priority: task.priority,
             max_attempts: task.max_attempts,
             created_at: now,
@@ -426,7 +443,26 @@ impl Keeper {
         self.request(Operation::Finish(outcome), Pending::Cancel { peer, id, task });
     }
 
+    /// The task, of whichever action, that is alive and has this key.
+    pub(crate) fn task_of_unique(&self, key: &[u8]) -> Option<TaskId> {
+        self.uniques.task_of(key)
+    }
+
+    /// A task was not taken: those who were to be told that it is durable are told why not.
+    pub(super) fn tell_not_taken<E: Outlet>(
+        &mut self,
+        task: TaskId,
+        code: ErrorCode,
+        why: &str,
+        out: &mut E,
+    ) {
+        for (peer, id) in self.uniques.over(task) {
+            fail(out, peer, id, code, why.to_owned());
+        }
+    }
+
     fn withdraw<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, task: TaskId, out: &mut E) {
+        self.tell_not_taken(task, ErrorCode::Cancelled, "cancelled", out);
         self.loading.remove(&task);
         self.walk.pass_over(task);
         scheduler.handle(now, Event::Withdraw { id: task.0 }, out);
@@ -585,6 +621,7 @@ impl Keeper {
                 let owed = self.sharing.as_ref().and_then(|sharing| sharing.reply_of(id));
                 let owed = owed.map(|reply| Box::new(Owed { reply, state, failure: failure.clone() }));
                 self.left(id);
+                self.uniques.over(id);
                 let done = (state == TaskState::Done).then(|| payload.clone());
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };

@@ -150,9 +150,10 @@ impl Keeper {
     fn refuse_held_back<E: Outlet>(&mut self, why: &str, out: &mut E) {
         for request in self.outgoing.take_new_tasks() {
             match self.pending.remove(&request.token) {
-                Some(Pending::Accept { peer, id, client, .. }) => {
+                Some(Pending::Accept { peer, id, task, client }) => {
                     self.ties -= usize::from(client != Tie::None);
                     fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
+                    self.tell_not_taken(task.id, ErrorCode::StoreUnavailable, why, out);
                 }
                 Some(Pending::TakeIn { delivery, .. }) => self.hand_back_delivery(delivery.tag),
                 _ => {}
@@ -185,9 +186,10 @@ impl Keeper {
         let mut unrecorded = 0;
         for request in self.outgoing.take_all() {
             match self.pending.remove(&request.token) {
-                Some(Pending::Accept { peer, id, client, .. }) => {
+                Some(Pending::Accept { peer, id, task, client }) => {
                     self.ties -= usize::from(client != Tie::None);
                     fail(out, peer, id, ErrorCode::StoreUnavailable, refused.to_owned());
+                    self.tell_not_taken(task.id, ErrorCode::StoreUnavailable, refused, out);
                 }
                 Some(
                     Pending::Cancel { peer, id, .. }

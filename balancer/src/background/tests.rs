@@ -232,6 +232,7 @@ fn recorded(id: u64) -> Ask {
         start_at_ms: None,
         backoff_first_ms: 1000,
         backoff_most_ms: 1000,
+        key: Bytes::new(),
         idempotency_key: Bytes::new(),
         idempotency_window: Duration::ZERO,
     }))

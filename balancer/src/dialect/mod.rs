@@ -7,7 +7,7 @@
 //! Each dialect has a folder beside this file and a variant of [`Session`]; nothing else knows how many there are.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use reparto_protocol::{ErrorCode, FrameError};
 use crate::background::Ask;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
+pub mod gearman;
 pub mod lines;
 pub mod native;
 mod output;
@@ -37,11 +38,13 @@ pub enum Listener {
     Lines,
     /// None: the balancer has connected to an upstream.
     Upstreams,
+    /// One for Gearman's clients, workers and operators.
+    Gearman,
 }
 
 impl Listener {
     /// How many kinds there are.
-    pub const KINDS: usize = 4;
+    pub const KINDS: usize = 5;
 
     /// Which of the kinds it is, from 0.
     pub fn kind(self) -> usize {
@@ -55,6 +58,7 @@ impl Listener {
             Listener::Workers => "workers",
             Listener::Lines => "lines",
             Listener::Upstreams => "upstreams",
+            Listener::Gearman => "gearman",
         }
     }
 }
@@ -99,6 +103,8 @@ pub struct Context {
     pub has_store: bool,
     /// The action of lines that name none.
     pub lines_action: Arc<str>,
+    /// What Gearman sessions share.
+    pub gearman: Arc<gearman::Shared>,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -123,6 +129,20 @@ impl From<FrameError> for Refusal {
     }
 }
 
+/// What is looked up where the scheduler is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// A page of the status report, as JSON.
+    Status {
+        /// Workers and actions to pass over.
+        offset: u32,
+        /// Workers and actions to give at most.
+        limit: u32,
+    },
+    /// Something that a Gearman connection asks.
+    Gearman(gearman::Question),
+}
+
 /// Something that is answered without asking the scheduler to do anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -130,7 +150,7 @@ pub enum Answer {
     Welcome,
     /// A sign of life of this number.
     Pong(u64),
-    /// A page of the status report.
+    /// A page of the status report, as JSON.
     Status {
         /// The asker's number.
         id: u64,
@@ -139,6 +159,10 @@ pub enum Answer {
         /// Workers and actions to give at most.
         limit: u32,
     },
+    /// Bytes that are to be sent as they are.
+    Raw(Bytes),
+    /// Something that is looked up where the scheduler is, and answered with bytes to be sent as they are.
+    Question(gearman::Question),
     /// A request that cannot be met. The connection lives on.
     Failed {
         /// The asker's number.
@@ -182,12 +206,15 @@ pub enum Session {
     Native(native::Session),
     /// Lines of text.
     Lines(Box<lines::Session>),
+    /// Gearman's.
+    Gearman(Box<gearman::Session>),
 }
 
 impl Session {
-    /// A session for a connection that has just come to a listener.
-    pub fn new(listener: Listener) -> Session {
+    /// A session for a connection that has just come to a listener, from this address.
+    pub fn new(listener: Listener, context: &Context, from: Option<IpAddr>) -> Session {
         match listener {
+            Listener::Gearman => Session::Gearman(Box::new(gearman::Session::new(&context.gearman, from))),
             Listener::Clients | Listener::Workers => Session::Native(native::Session::new(listener)),
             Listener::Lines | Listener::Upstreams => Session::Lines(Box::default()),
         }
@@ -201,7 +228,7 @@ impl Session {
     /// What the scheduler must hear once the balancer's own connection is there.
     pub fn opening(&self) -> Option<OwnedEvent> {
         match self {
-            Session::Native(_) => None,
+            Session::Native(_) | Session::Gearman(_) => None,
             Session::Lines(session) => session.opening(),
         }
     }
@@ -212,6 +239,7 @@ impl Session {
         match self {
             Session::Native(session) => session.kind(),
             Session::Lines(session) => session.kind(),
+            Session::Gearman(session) => session.kind(),
         }
     }
 
@@ -222,6 +250,8 @@ impl Session {
             Session::Native(session) => session.joined(),
             // Nothing must be said.
             Session::Lines(_) => true,
+            // Its peers may wait as long as they like.
+            Session::Gearman(_) => true,
         }
     }
 
@@ -229,7 +259,7 @@ impl Session {
     /// same, this gives what ends the frame that it had begun; `None` if the connection is over.
     pub fn half_close(&mut self) -> Option<&'static [u8]> {
         match self {
-            Session::Native(_) => None,
+            Session::Native(_) | Session::Gearman(_) => None,
             Session::Lines(session) => session.half_close(),
         }
     }
@@ -237,7 +267,7 @@ impl Session {
     /// Whether nothing that the peer asked for waits to be answered. Only asked of one that closed its sending side.
     pub fn is_settled(&self) -> bool {
         match self {
-            Session::Native(_) => true,
+            Session::Native(_) | Session::Gearman(_) => true,
             Session::Lines(session) => session.is_settled(),
         }
     }
@@ -245,7 +275,7 @@ impl Session {
     /// Whether it takes nothing until something is answered, after [`Step::Full`].
     pub fn is_full(&self) -> bool {
         match self {
-            Session::Native(_) => false,
+            Session::Native(_) | Session::Gearman(_) => false,
             Session::Lines(session) => session.is_full(),
         }
     }
@@ -261,6 +291,7 @@ impl Session {
         match self {
             Session::Native(session) => session.frame_bytes(context, kept),
             Session::Lines(session) => Ok(session.frame_bytes(context, kept, rest)),
+            Session::Gearman(session) => session.frame_bytes(context, kept, rest),
         }
     }
 
@@ -281,6 +312,7 @@ impl Session {
         match self {
             Session::Native(session) => session.decode(context, peer, chunk, from),
             Session::Lines(session) => session.decode(context, peer, chunk, from),
+            Session::Gearman(session) => session.decode(context, peer, chunk, from),
         }
     }
 
@@ -291,6 +323,7 @@ impl Session {
         match self {
             Session::Native(_) => native::encode(effect, out),
             Session::Lines(session) => session.encode(effect, out),
+            Session::Gearman(session) => session.encode(effect, out),
         }
     }
 
@@ -300,6 +333,7 @@ impl Session {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
             Session::Lines(session) => session.assign(id, details, out),
+            Session::Gearman(session) => session.assign(id, details, out),
         }
     }
 
@@ -309,6 +343,7 @@ impl Session {
         match self {
             Session::Native(_) => native::result(id, payload, out),
             Session::Lines(session) => session.result(id, payload, out),
+            Session::Gearman(session) => session.result(id, payload, out),
         }
     }
 
@@ -325,6 +360,8 @@ impl Session {
             Session::Native(_) => native::assign_some(action, assignments, out),
             Session::Lines(session) => assignments
                 .for_each(|(id, payload)| session.assign(id, &Assignment::first(action, payload), out)),
+            Session::Gearman(session) => assignments
+                .for_each(|(id, payload)| session.assign(id, &Assignment::first(action, payload), out)),
         }
     }
 
@@ -338,14 +375,20 @@ impl Session {
         match self {
             Session::Native(_) => native::result_some(results, out),
             Session::Lines(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
+            Session::Gearman(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
         }
     }
 
     /// Writes down an answer; [`report`](Self::report) does it for [`Answer::Status`].
     pub fn answer(&mut self, context: &Context, answer: &Answer, out: &mut Output) {
+        if let Answer::Raw(bytes) = answer {
+            return out.payload(Payload::from(bytes));
+        }
         match self {
             Session::Native(_) => native::answer(context, answer, out),
             Session::Lines(session) => session.answer(answer, out),
+            // It answers with bytes.
+            Session::Gearman(_) => {}
         }
     }
 
@@ -354,6 +397,7 @@ impl Session {
         match self {
             Session::Native(_) => native::report(id, report, out),
             Session::Lines(session) => session.report(id, report, out),
+            Session::Gearman(_) => out.payload(Payload::from(report)),
         }
     }
 
@@ -362,6 +406,7 @@ impl Session {
         match self {
             Session::Native(_) => native::refuse(refusal, out),
             Session::Lines(session) => session.refuse(refusal, out),
+            Session::Gearman(session) => session.refuse(refusal, out),
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct OwnedTask {
     pub key: Bytes,
     /// Attempts before it is dead.
     pub max_attempts: u8,
+    /// Its client is told first whether it was taken.
+    pub announced: bool,
 }
 
 impl OwnedTask {
@@ -65,6 +67,7 @@ impl OwnedTask {
             wait: None,
             key: Bytes::new(),
             max_attempts: limits::DEFAULT_MAX_ATTEMPTS,
+            announced: false,
         }
     }
 }
@@ -95,6 +98,7 @@ impl OwnedEvent {
                     wait: task.wait,
                     key: &task.key,
                     max_attempts: task.max_attempts,
+                    announced: task.announced,
                 },
             },
             OwnedEvent::Register(registration) => Event::Register {

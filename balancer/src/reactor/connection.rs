@@ -109,8 +109,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// One that has just come to a listener.
-    pub(super) fn new(stream: TcpStream, listener: Listener, now: Time) -> Self {
-        Self::with(stream, listener, Session::new(listener), now)
+    pub(super) fn new(stream: TcpStream, listener: Listener, context: &Context, now: Time) -> Self {
+        let from = stream.peer_addr().ok().map(|address| address.ip());
+        let session = Session::new(listener, context, from);
+        Self::with(stream, listener, session, now)
     }
 
     /// One with a session that it brings.
@@ -285,7 +287,7 @@ fn grow(input: &mut Vec<u8>, more: usize, length: usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use reparto_protocol::{Hello, Message, Role, Task, TaskOptions, limits};
@@ -296,7 +298,7 @@ mod tests {
 
     const PEER: Peer = Peer { index: 0, generation: 0 };
 
-    fn context() -> Context {
+    pub(in super::super) fn context() -> Context {
         let address = ([127, 0, 0, 1], 1).into();
         Context {
             clients: address,
@@ -307,6 +309,7 @@ mod tests {
             policy: Policy::default(),
             has_store: false,
             lines_action: "default".into(),
+            gearman: Default::default(),
         }
     }
 
@@ -314,7 +317,7 @@ mod tests {
     fn client() -> (Connection, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
-        let mut connection = Connection::new(stream, Listener::Clients, Time(0));
+        let mut connection = Connection::new(stream, Listener::Clients, &context(), Time(0));
         let mut hello = BytesMut::new();
         let message = Hello { version: 1, role: Role::Client, features: 0, agent: "", token: &[] };
         Message::Hello(message).encode(&mut hello);

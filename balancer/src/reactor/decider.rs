@@ -8,8 +8,8 @@ use super::net::Net;
 use super::{BalancerError, Handle};
 use crate::background::{Ask, Keeper};
 use crate::dialect::native::{Results, Tasks};
-use crate::dialect::{self, Listener};
-use crate::scheduler::{Event, Peer, Scheduler, Time};
+use crate::dialect::{self, Asked, Context, Listener};
+use crate::scheduler::{Effects, Event, Peer, Scheduler, Time};
 use crate::storage::StoreError;
 
 /// Whatever takes a reactor's events, and has its effects carried out.
@@ -51,8 +51,8 @@ pub(super) trait Decider {
         false
     }
 
-    /// A page of the status report, if it can be had now. It comes later otherwise, and the connection waits.
-    fn report(&mut self, net: &mut Net, peer: Peer, id: u64, offset: u32, limit: u32) -> Option<Bytes>;
+    /// The answer to a question, if it can be had now. It comes later otherwise, and the connection waits.
+    fn report(&mut self, net: &mut Net, peer: Peer, id: u64, asked: Asked) -> Option<Bytes>;
 
     /// Takes what a client asks of the store.
     fn ask(&mut self, net: &mut Net, peer: Peer, ask: Ask);
@@ -129,6 +129,26 @@ pub(super) fn failure_of(keeper: Option<&Keeper>) -> Option<BalancerError> {
     }
 }
 
+/// Answers a question. Says whether the balancer is asked to stop.
+pub(super) fn reply<'a>(
+    asked: &Asked,
+    context: &Context,
+    now: Time,
+    (scheduler, keeper): (&mut Scheduler, Option<&Keeper>),
+    effects: &mut impl Effects<'a>,
+) -> (Bytes, bool) {
+    match asked {
+        Asked::Status { offset, limit } => {
+            let engines = keeper.map(Keeper::engines).unwrap_or_default();
+            (dialect::status_report(context, now, scheduler, &engines, (*offset, *limit)), false)
+        }
+        Asked::Gearman(question) => {
+            let place = dialect::gearman::Place { scheduler, keeper, now };
+            dialect::gearman::reply(question, &context.gearman, place, effects)
+        }
+    }
+}
+
 /// The scheduler, on the only reactor of its balancer.
 #[derive(Debug)]
 pub(super) struct Alone {
@@ -177,9 +197,14 @@ impl Decider for Alone {
         self.keeper.as_ref().is_none_or(|keeper| keeper.is_quiet())
     }
 
-    fn report(&mut self, net: &mut Net, _: Peer, _: u64, offset: u32, limit: u32) -> Option<Bytes> {
-        let engines = self.keeper.as_ref().map(|keeper| keeper.engines()).unwrap_or_default();
-        Some(dialect::status_report(&net.context, net.now, &self.scheduler, &engines, (offset, limit)))
+    fn report(&mut self, net: &mut Net, _: Peer, _: u64, asked: Asked) -> Option<Bytes> {
+        let place = (&mut self.scheduler, self.keeper.as_deref());
+        let (context, now) = (net.context.clone(), net.now);
+        let (report, stops) = reply(&asked, &context, now, place, net);
+        if stops {
+            self.handle.shutdown();
+        }
+        Some(report)
     }
 
     fn failure(&self) -> Option<BalancerError> {
@@ -228,7 +253,7 @@ mod tests {
         fn is_full(&self) -> bool {
             true
         }
-        fn report(&mut self, _: &mut Net, _: Peer, _: u64, _: u32, _: u32) -> Option<Bytes> {
+        fn report(&mut self, _: &mut Net, _: Peer, _: u64, _: Asked) -> Option<Bytes> {
             None
         }
         fn ask(&mut self, _: &mut Net, _: Peer, _: Ask) {}
@@ -244,7 +269,7 @@ mod tests {
         let poll = mio::Poll::new().expect("a poll");
         let mut net = Net::new(poll, (address, address), Settings::default(), None);
         let peer = Peer { index: 0, generation: 1 };
-        let mut session = Session::new(Listener::Clients);
+        let mut session = Session::new(Listener::Clients, &net.context, None);
         let mut wire = BytesMut::new();
         let hello =
             Hello { version: limits::VERSION, role: Role::Client, features: 0, agent: "", token: &[] };

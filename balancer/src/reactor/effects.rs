@@ -7,8 +7,8 @@ use super::decider::Decider;
 use super::net::Net;
 use super::turn::Reactor;
 use crate::background::{Noted, Outlet};
-use crate::dialect::Answer;
-use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer};
+use crate::dialect::{Answer, Asked};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, ProgressKind};
 
 impl<'a> Effects<'a> for Net {
     fn push(&mut self, effect: Effect<'a>) {
@@ -95,12 +95,16 @@ impl Net {
                 self.stopped = true;
                 return;
             }
-            Effect::Progress { peer, .. } if self.is_full(*peer) => return,
+            Effect::Progress { peer, kind: ProgressKind::Report, .. } if self.is_full(*peer) => return,
             Effect::Assign { peer, .. }
             | Effect::CancelAssignment { peer, .. }
             | Effect::Result { peer, .. }
             | Effect::Fail { peer, .. }
             | Effect::Progress { peer, .. }
+            | Effect::Created { peer, .. }
+            | Effect::Refused { peer, .. }
+            | Effect::NoTask { peer }
+            | Effect::Wake { peer }
             | Effect::Acknowledge { peer, .. }
             | Effect::Ping { peer }
             | Effect::Unwanted { peer, .. }
@@ -154,8 +158,15 @@ impl<D: Decider> Reactor<D> {
         if full && matches!(answer, Answer::Pong(_)) {
             return false;
         }
-        if let Answer::Status { id, offset, limit } = *answer {
-            return !self.report(peer, id, offset, limit) || full;
+        let asked = match answer {
+            Answer::Status { id, offset, limit } => {
+                Some((*id, Asked::Status { offset: *offset, limit: *limit }))
+            }
+            Answer::Question(question) => Some((0, Asked::Gearman(question.clone()))),
+            _ => None,
+        };
+        if let Some((id, asked)) = asked {
+            return !self.report(peer, id, asked) || full;
         }
         let context = self.net.context.clone();
         let open = self.net.append(peer, |connection| {
@@ -164,10 +175,10 @@ impl<D: Decider> Reactor<D> {
         full || !open
     }
 
-    /// Answers with a page of the status report. Says whether the connection can go on: where the report comes from
+    /// Answers a question. Says whether the connection can go on: where the report comes from
     /// another reactor, it waits, lest its answers change places or its questions pile up.
-    fn report(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) -> bool {
-        match self.decider.report(&mut self.net, peer, id, offset, limit) {
+    fn report(&mut self, peer: Peer, id: u64, asked: Asked) -> bool {
+        match self.decider.report(&mut self.net, peer, id, asked) {
             Some(report) => self.net.append(peer, |connection| {
                 connection.session.report(id, &report, &mut connection.output);
             }),

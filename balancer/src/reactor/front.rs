@@ -13,6 +13,7 @@ use super::decider::Decider;
 use super::exchange::{Batch, Bell, EffectBatch, EventBatch, Inbox, Numbering, Outbox, Sent, Told};
 use super::net::Net;
 use crate::background::Ask;
+use crate::dialect::Asked;
 use crate::scheduler::{Effect, Effects, Event, Peer};
 
 /// The ways to and from the first reactor.
@@ -88,8 +89,8 @@ impl Decider for Front {
         self.outbox.batch.ask(peer, ask);
     }
 
-    fn report(&mut self, _net: &mut Net, peer: Peer, id: u64, offset: u32, limit: u32) -> Option<Bytes> {
-        self.outbox.batch.ask_status(self.numbering.outside(peer), id, offset, limit);
+    fn report(&mut self, _net: &mut Net, peer: Peer, id: u64, asked: Asked) -> Option<Bytes> {
+        self.outbox.batch.ask_about(self.numbering.outside(peer), id, asked);
         None
     }
 

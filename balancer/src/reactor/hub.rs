@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::decider::{Decider, failure_of};
+use super::decider::{Decider, failure_of, reply};
 use super::exchange::{
     Batch, Bell, EffectBatch, EventBatch, Farewells, Inbox, Numbering, Outbox, Said, Sent, peer_mut,
 };
@@ -18,7 +18,7 @@ use super::net::Net;
 use super::totals::Totals;
 use super::{BalancerError, Handle};
 use crate::background::{Ask, Keeper, Noted, Outlet};
-use crate::dialect::{self, Listener};
+use crate::dialect::{Asked, Listener};
 use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, Scheduler, Time};
 
 /// The scheduler, and the ways to the other reactors.
@@ -150,8 +150,8 @@ impl Hub {
                 Said::Event(event) if self.farewells.drops(&event) => {}
                 Said::Event(event) => self.handle(net, event),
                 Said::Ask { peer, ask } => self.ask(net, peer, ask.clone()),
-                Said::Status { peer, id, offset, limit } => {
-                    let report = self.status_report(net, offset, limit);
+                Said::Asked { peer, id, asked } => {
+                    let report = self.reply(net, asked);
                     let (_, peer) = self.numbering.inside(peer);
                     self.outboxes[from].batch.report(peer, id, report);
                 }
@@ -185,9 +185,20 @@ impl Hub {
         }
     }
 
-    fn status_report(&self, net: &Net, offset: u32, limit: u32) -> Bytes {
-        let engines = self.keeper.as_ref().map(|keeper| keeper.engines()).unwrap_or_default();
-        dialect::status_report(&net.context, net.now, &self.scheduler, &engines, (offset, limit))
+    fn reply(&mut self, net: &mut Net, asked: &Asked) -> Bytes {
+        let (context, now) = (net.context.clone(), net.now);
+        let place = (&mut self.scheduler, self.keeper.as_deref());
+        let mut routed = Routed {
+            net,
+            outboxes: &mut self.outboxes,
+            farewells: &mut self.farewells,
+            numbering: self.numbering,
+        };
+        let (report, stops) = reply(asked, &context, now, place, &mut routed);
+        if stops {
+            self.handle.shutdown();
+        }
+        report
     }
 
     fn ended(&self, front: usize) -> BalancerError {
@@ -260,8 +271,8 @@ impl Decider for Hub {
         self.outboxes.iter().any(Outbox::is_full)
     }
 
-    fn report(&mut self, net: &mut Net, _: Peer, _: u64, offset: u32, limit: u32) -> Option<Bytes> {
-        Some(self.status_report(net, offset, limit))
+    fn report(&mut self, net: &mut Net, _: Peer, _: u64, asked: Asked) -> Option<Bytes> {
+        Some(self.reply(net, &asked))
     }
 
     fn failure(&self) -> Option<BalancerError> {

@@ -15,7 +15,7 @@ use super::decider::Decider;
 use super::net::Net;
 use super::turn::{FIRST_LISTENER, Reactor, token_of};
 use super::{BalancerError, Settings};
-use crate::dialect::{Listener, Output, Refusal, Session};
+use crate::dialect::{Context, Listener, Output, Refusal, Session};
 use crate::scheduler::Peer;
 
 /// Most connections accepted from a listener in a turn.
@@ -54,6 +54,11 @@ impl Acceptor {
             Ok(Acceptor { socket, address, listener, ready: true })
         };
         listen().map_err(|source| BalancerError::Listen { who: listener.name(), address, source })
+    }
+
+    /// For whom it listens.
+    pub(super) fn listener(&self) -> Listener {
+        self.listener
     }
 
     /// Where it listens.
@@ -97,7 +102,7 @@ impl<D: Decider> Reactor<D> {
         let (open, most) = (self.net.open_connections(), self.net.settings.max_connections);
         if open >= most {
             log::debug!("{from} is turned away: {open} connections are open");
-            return turn_away(stream, listener, most);
+            return turn_away(stream, listener, &self.net.context, most);
         }
         self.decider.place(&mut self.net, stream, listener);
     }
@@ -135,7 +140,7 @@ impl Net {
 
     /// Takes a connection on that is counted already.
     pub(super) fn take_on_counted(&mut self, stream: TcpStream, listener: Listener) {
-        let connection = Connection::new(stream, listener, self.now);
+        let connection = Connection::new(stream, listener, &self.context, self.now);
         if let Err(error) = self.add_counted(connection) {
             log::debug!("a connection could not be set up: {error}");
         }
@@ -197,11 +202,11 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Says why to one too many, as far as the socket takes it at once, and lets go.
-fn turn_away(mut stream: TcpStream, listener: Listener, most: usize) {
+fn turn_away(mut stream: TcpStream, listener: Listener, context: &Context, most: usize) {
     let refusal =
         Refusal::new(ErrorCode::Overloaded, format!("{most} connections are open, which is the limit here"));
     let mut output = Output::default();
-    Session::new(listener).refuse(&refusal, &mut output);
+    Session::new(listener, context, None).refuse(&refusal, &mut output);
     // What it has sent is read, or its system would throw our answer away with the connection. It may be gone
     // already; there is nothing left to do for it then.
     let mut hello = [0; 1024];

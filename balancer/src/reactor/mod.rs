@@ -85,6 +85,7 @@ pub struct Balancer {
     clients: SocketAddr,
     workers: SocketAddr,
     lines: Box<[SocketAddr]>,
+    gearman: Option<SocketAddr>,
     handle: Handle,
     reactors: Reactors,
 }
@@ -132,6 +133,11 @@ impl Balancer {
     /// Where clients and workers connect that speak lines, with the ports that were picked.
     pub fn lines_addrs(&self) -> &[SocketAddr] {
         &self.lines
+    }
+
+    /// Where Gearman's clients and workers connect, if they may, with the port that was picked.
+    pub fn gearman_addr(&self) -> Option<SocketAddr> {
+        self.gearman
     }
 
     /// A handle to stop it with, from any thread.

@@ -17,7 +17,7 @@ use super::slab::Connections;
 use super::totals::{Others, Totals};
 use super::upstreams::Upstreams;
 use crate::background::Noted;
-use crate::dialect::Context;
+use crate::dialect::{Context, gearman};
 use crate::scheduler::{Peer, Time};
 
 /// The connections of a reactor.
@@ -83,6 +83,7 @@ impl Net {
             policy: settings.scheduler.policy,
             has_store: settings.store.is_some(),
             lines_action: settings.lines_action.as_str().into(),
+            gearman: Arc::new(gearman::Shared::new(&host_name())),
         };
         Net {
             poll,
@@ -217,4 +218,12 @@ pub(super) fn touch(
         touched.push(peer);
         connection.lend(spare);
     }
+}
+
+/// This host's name; empty if it has none.
+fn host_name() -> String {
+    #[cfg(unix)]
+    return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    std::env::var("COMPUTERNAME").unwrap_or_default()
 }

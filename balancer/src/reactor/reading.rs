@@ -128,6 +128,8 @@ impl<D: Decider> Reactor<D> {
                         // It was completed to its own length, so nothing is left of it. A dialect that took
                         // less would have its rest thrown away here.
                         Stop::Incomplete(at) => debug_assert_eq!(at, frame.len(), "a frame is taken whole"),
+                        Stop::Later(at) if at == frame.len() => return self.park(peer, &chunk[from..]),
+                        // It asks for several things, of which one was done.
                         Stop::Later(at) => {
                             self.park(peer, &frame[at..]);
                             return self.park(peer, &chunk[from..]);
@@ -206,7 +208,7 @@ impl<D: Decider> Reactor<D> {
                 Ok(Step::Incomplete) => return Stop::Incomplete(from),
                 Ok(Step::Nothing) => {}
                 Ok(Step::Answer(answer, event)) => {
-                    reports += u32::from(matches!(answer, Answer::Status { .. }));
+                    reports += u32::from(matches!(answer, Answer::Status { .. } | Answer::Question(_)));
                     let full = self.answer(peer, &answer);
                     if let Some(event) = event {
                         self.handle(event);

@@ -40,6 +40,8 @@ pub struct Settings {
     pub lines_action: String,
     /// Servers that answer JSON lines, to connect to; none by default.
     pub upstreams: Vec<Upstream>,
+    /// Where Gearman's clients, workers and operators connect; `None` for nowhere, the default. Usual is port 4730.
+    pub gearman: Option<SocketAddr>,
     /// The scheduler's own settings. Its seed is random by default.
     pub scheduler: Config,
     /// Where background tasks are kept; `None` for nowhere: they are refused. Default `None`.
@@ -82,6 +84,7 @@ impl Default for Settings {
             lines: Vec::new(),
             lines_action: "default".into(),
             upstreams: Vec::new(),
+            gearman: None,
             scheduler: Config { seed: RandomState::new().build_hasher().finish(), ..Config::default() },
             store: None,
             reactors: 1,
@@ -112,7 +115,9 @@ impl Settings {
     /// Where the balancer listens, and for whom: for clients, for workers, then for what else there is.
     pub(super) fn listeners(&self) -> impl Iterator<Item = (Listener, SocketAddr)> {
         let lines = self.lines.iter().map(|address| (Listener::Lines, *address));
-        [(Listener::Clients, self.clients), (Listener::Workers, self.workers)].into_iter().chain(lines)
+        let gearman = self.gearman.map(|address| (Listener::Gearman, address));
+        let usual = [(Listener::Clients, self.clients), (Listener::Workers, self.workers)];
+        usual.into_iter().chain(lines).chain(gearman)
     }
 
     /// Checks that the settings make sense together.

@@ -89,8 +89,11 @@ mod tests {
     fn an_index_is_used_again_with_a_new_generation() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
-        let connection =
-            || Connection::new(TcpStream::connect(address).expect("connects"), Listener::Clients, Time(0));
+        let context = super::super::connection::tests::context();
+        let connection = || {
+            let stream = TcpStream::connect(address).expect("connects");
+            Connection::new(stream, Listener::Clients, &context, Time(0))
+        };
         let mut connections = Connections::default();
         let expected = connections.next_peer();
         let first = connections.insert(connection());

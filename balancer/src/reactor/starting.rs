@@ -21,6 +21,7 @@ use super::turn::{Reactor, WAKER};
 use super::upstreams::Upstreams;
 use super::{Balancer, BalancerError, Handle, Settings};
 use crate::background::{Keeper, OpenedStore};
+use crate::dialect::Listener;
 use crate::scheduler::Scheduler;
 
 /// The reactors of a balancer.
@@ -44,6 +45,10 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
     let addresses: Vec<_> = acceptors.iter().map(Acceptor::address).collect();
     // `Settings::listeners` begins with these two.
     let (clients, workers) = (addresses[0], addresses[1]);
+    let gearman = acceptors.iter().find(|acceptor| acceptor.listener() == Listener::Gearman);
+    let gearman = gearman.map(Acceptor::address);
+    let lines = acceptors.iter().filter(|acceptor| acceptor.listener() == Listener::Lines);
+    let lines = lines.map(Acceptor::address).collect();
     let scheduler = Scheduler::new(settings.scheduler.clone());
     let keeper = match store {
         Some(store) => {
@@ -68,8 +73,7 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
         let ways = Ways { acceptors, upstreams, addresses: (clients, workers) };
         several((poll, waker), ways, (scheduler, keeper), handle.clone(), &settings)?
     };
-    let lines = addresses[2..].into();
-    Ok(Balancer { clients, workers, lines, handle, reactors })
+    Ok(Balancer { clients, workers, lines, gearman, handle, reactors })
 }
 
 fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {

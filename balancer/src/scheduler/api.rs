@@ -1,6 +1,7 @@
 //! What goes into the scheduler and what comes out of it: events, effects, and the names they use for things.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use reparto_protocol::{ErrorCode, TaskState, limits};
@@ -100,6 +101,8 @@ pub struct Submission<'a> {
     pub key: &'a [u8],
     /// Attempts before it is dead, at least 1.
     pub max_attempts: u8,
+    /// Its client is told first whether it was taken, with [`Effect::Created`] or [`Effect::Refused`].
+    pub announced: bool,
 }
 
 impl<'a> Submission<'a> {
@@ -114,6 +117,7 @@ impl<'a> Submission<'a> {
             wait: None,
             key: &[],
             max_attempts: limits::DEFAULT_MAX_ATTEMPTS,
+            announced: false,
         }
     }
 }
@@ -136,6 +140,8 @@ pub struct BackgroundTask<'a> {
     pub deadline: Option<Duration>,
     /// Attempts before it is dead, at least 1.
     pub max_attempts: u8,
+    /// What its worker is told as its key; empty for none. Background tasks do not share runs.
+    pub key: &'a [u8],
     /// Attempts used up.
     pub spent: u8,
     /// Time before the second attempt, in milliseconds; it doubles with every further one. 0 for at once.
@@ -191,6 +197,8 @@ pub struct Standing {
     pub due_at_ms: Option<u64>,
     /// When it ended.
     pub ended_at_ms: Option<u64>,
+    /// How much its worker has last said is done, and of how much; both 0 when that is not known.
+    pub progress: (u64, u64),
 }
 
 /// What a store says to a client, beside results and failures.
@@ -239,6 +247,46 @@ pub struct Registration<'a> {
     pub actions: Vec<&'a str>,
     /// Background tasks that it still holds from an earlier connection. They count in its first registration.
     pub held: Vec<BackgroundId>,
+}
+
+/// What a pull worker says: one that asks for its tasks one by one, and sleeps when there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pull<'a> {
+    /// What it calls itself. Several may have the same name.
+    Name(&'a str),
+    /// It can do this. A run of it that takes longer than `limit` is ended as expired.
+    CanDo {
+        /// The action.
+        action: &'a str,
+        /// How long a run may take.
+        limit: Option<Duration>,
+    },
+    /// It cannot do this any more.
+    CantDo {
+        /// The action.
+        action: &'a str,
+    },
+    /// It can do nothing any more.
+    Reset,
+    /// It asks for one task, and is answered at once: with an assignment, or with [`Effect::NoTask`].
+    Grab {
+        /// Given back in the assignment's details, for the dialect's own use.
+        form: u8,
+    },
+    /// It sleeps until it is told [`Effect::Wake`], which comes at once where a task waits for it.
+    Sleep,
+}
+
+/// What kind of news [`Event::Progress`] brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProgressKind {
+    /// How far it is. The latest counts, so some may be left out.
+    #[default]
+    Report,
+    /// A part of what comes out. None is left out.
+    Data,
+    /// A warning. None is left out.
+    Warning,
 }
 
 /// How an attempt ended at its worker.
@@ -311,12 +359,28 @@ pub enum Event<'a> {
         peer: Peer,
         /// Which.
         assignment: AssignmentId,
+        /// What this is.
+        kind: ProgressKind,
         /// How much is done.
         done: u64,
         /// How much there is to do; 0 when not known.
         total: u64,
         /// Anything it gives on the way.
         payload: Payload<'a>,
+    },
+    /// A connection is a pull worker's, perhaps beside being a client's.
+    PullerJoined {
+        /// Its connection.
+        peer: Peer,
+        /// Where it comes from, for people.
+        from: Option<IpAddr>,
+    },
+    /// A pull worker says something.
+    Pull {
+        /// Who.
+        peer: Peer,
+        /// What.
+        pull: Pull<'a>,
     },
     /// Bytes came from a worker, so it lives. Told once a read, whatever came in it.
     Heard {
@@ -402,12 +466,42 @@ pub enum Effect<'a> {
         peer: Peer,
         /// The client's number for the task.
         id: u64,
+        /// What this is. Data and warnings are not dropped.
+        kind: ProgressKind,
         /// How much is done.
         done: u64,
         /// How much there is to do; 0 when not known.
         total: u64,
         /// Anything that came with it.
         payload: Payload<'a>,
+    },
+    /// A task that asked to be announced was taken; its answer follows.
+    Created {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the task.
+        id: u64,
+    },
+    /// A task that asked to be announced was not taken; no answer follows.
+    Refused {
+        /// For whom.
+        peer: Peer,
+        /// The client's number for the task.
+        id: u64,
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people.
+        message: Cow<'static, str>,
+    },
+    /// Nothing waits for a pull worker that asked for a task.
+    NoTask {
+        /// For whom.
+        peer: Peer,
+    },
+    /// Wake a pull worker that sleeps: a task may be there when it asks. None is kept for it.
+    Wake {
+        /// Whom.
+        peer: Peer,
     },
     /// A worker's registration or drain is in force.
     Acknowledge {
@@ -491,13 +585,28 @@ pub struct Assignment<'a> {
     pub task_id: Option<BackgroundId>,
     /// Its worker has it already.
     pub held: bool,
+    /// For a pull worker: the number that the first of those who wait has given it. 0 for others, and for
+    /// background tasks.
+    pub number: u64,
+    /// For a pull worker: the form of its [`Pull::Grab`].
+    pub form: u8,
 }
 
 impl<'a> Assignment<'a> {
     /// The first attempt at a task with the usual options.
     #[inline]
     pub fn first(action: &'a str, payload: Payload<'a>) -> Self {
-        Assignment { action, payload, attempt: 1, deadline: None, key: &[], task_id: None, held: false }
+        Assignment {
+            action,
+            payload,
+            attempt: 1,
+            deadline: None,
+            key: &[],
+            task_id: None,
+            held: false,
+            number: 0,
+            form: 0,
+        }
     }
 }
 
@@ -600,6 +709,38 @@ pub struct WorkerStatus {
     pub actions: Vec<String>,
     /// Microseconds since it registered.
     pub connected_us: u64,
+    /// Its connection's index.
+    #[serde(skip)]
+    pub connection: u32,
+    /// Where it comes from, if it is a pull worker and that is known.
+    #[serde(skip)]
+    pub from: Option<IpAddr>,
+}
+
+/// How a task stands, for somebody who knows its number or its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct JobStatus {
+    /// A worker has it.
+    pub runs: bool,
+    /// How much its worker has last said is done.
+    pub done: u64,
+    /// And of how much.
+    pub total: u64,
+    /// How many wait for it on their connections.
+    pub waiting: u32,
+}
+
+/// A task that is held, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldTask<'a> {
+    /// The connection of the first who waits, and his number for it.
+    pub submitted: (Peer, u64),
+    /// Its id, if it is a background task.
+    pub task_id: Option<BackgroundId>,
+    /// Attempts used.
+    pub attempts: u8,
+    /// Its key; empty for none.
+    pub key: &'a [u8],
 }
 
 /// How an action is doing, for people.
@@ -613,6 +754,9 @@ pub struct ActionStatus {
     pub queued: usize,
     /// Tasks that workers hold.
     pub running: usize,
+    /// Of those that wait, how many have a high, the usual, and a low priority.
+    #[serde(skip)]
+    pub queued_by_class: [usize; 3],
 }
 
 /// What the scheduler has done and holds, for people.

@@ -5,7 +5,7 @@ use super::slab::NONE;
 use super::task::{Place, Task};
 use super::turns::{NextTurn, Turn, Turns};
 use super::watching::STALL;
-use super::{AssignmentId, Effects, Scheduler};
+use super::{AssignmentId, Effects, Peer, Scheduler};
 
 impl Scheduler {
     /// Puts a task, which is nowhere, into its queue.
@@ -52,6 +52,13 @@ impl Scheduler {
 
     #[inline]
     fn hand_over<'a>(&mut self, task: u32, worker: u32, effects: &mut impl Effects<'a>) {
+        let peer = self.move_to(task, worker);
+        effects.assign(peer, self.assignment_id(task), self.details(task));
+    }
+
+    /// Moves a task, which is nowhere, to a worker, as a new attempt. Says who that is.
+    #[inline(always)]
+    pub(super) fn move_to(&mut self, task: u32, worker: u32) -> Peer {
         self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
         let row = &mut self.tasks[task];
         row.attempt_tag = self.attempt_tag;
@@ -70,7 +77,11 @@ impl Scheduler {
             }
         }
         let row = &mut self.workers[worker];
-        debug_assert!(row.has_room(), "worker '{}' is given a task over its credits", row.id);
+        debug_assert!(
+            row.has_room() || row.puller.is_some() && row.takes_another(),
+            "worker '{}' is given a task over its credits",
+            row.id
+        );
         row.held.add(AssignmentId::new(self.attempt_tag, task));
         row.in_flight += 1;
         row.bytes += bytes;
@@ -83,7 +94,7 @@ impl Scheduler {
             }
         }
         self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Assigned);
-        effects.assign(peer, self.assignment_id(task), self.details(task));
+        peer
     }
 
     /// Takes a task from its worker; it is nowhere then.
@@ -105,14 +116,17 @@ impl Scheduler {
             return;
         }
         while let Some(row) = self.actions.get(action).filter(|row| !row.queue.is_empty()) {
-            let Some(pick) = self.choice.pick(&row.offers) else { return };
+            let waiting = row.queue.len();
+            let Some(pick) = self.choice.pick(&row.offers) else {
+                return self.rouse(action, waiting, effects);
+            };
             let Some(task) = self.take(action) else { return };
             self.assign(task, pick, effects);
         }
     }
 
     /// Takes an action's next task out of its queue.
-    fn take(&mut self, action: u32) -> Option<u32> {
+    pub(super) fn take(&mut self, action: u32) -> Option<u32> {
         let row = &mut self.actions[action];
         let task = self.flows.take(&mut row.queue, &mut self.tasks)?;
         self.services += 1;
@@ -167,14 +181,14 @@ impl Scheduler {
     }
 
     /// Of the actions that a group offers and that have tasks waiting, the one to serve.
-    fn next_action(&self, group: u32) -> Option<u32> {
+    pub(super) fn next_action(&self, group: u32) -> Option<u32> {
         let mut next = NextTurn::default();
         self.each_turn(group, |turn| next.add(turn));
         next.action()
     }
 
     /// Calls `take` with each of the actions that a group offers and that have tasks waiting.
-    fn each_turn(&self, group: u32, mut take: impl FnMut(Turn)) {
+    pub(super) fn each_turn(&self, group: u32, mut take: impl FnMut(Turn)) {
         let offered = self.choice.actions(group);
         if self.backlog.len() < offered.len() {
             let waiting = self.backlog.iter().filter(|action| offered.binary_search(action).is_ok());

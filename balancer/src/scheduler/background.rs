@@ -16,7 +16,7 @@ use reparto_protocol::{ErrorCode, TaskState, limits};
 
 use super::choice::Change;
 use super::clients::Client;
-use super::slab::{List, NONE};
+use super::slab::NONE;
 use super::task::{Extra, Place, Tasks};
 use super::{BackgroundId, BackgroundTask, Effect, Effects, Note, Payload, Peer, Role, Scheduler};
 
@@ -32,6 +32,8 @@ pub(super) struct Background {
     backoff_most_ms: u32,
     /// The store knows that it runs.
     started: bool,
+    /// What its worker is told as its key.
+    pub(super) key: Box<[u8]>,
 }
 
 impl Scheduler {
@@ -47,7 +49,7 @@ impl Scheduler {
         Some(matches!(self.tasks[task].place(), Place::Held(_)))
     }
 
-    fn find_background(&self, id: &BackgroundId) -> Option<u32> {
+    pub(super) fn find_background(&self, id: &BackgroundId) -> Option<u32> {
         let same = |task: &u32| self.tasks.background(*task).is_some_and(|background| background.id == *id);
         self.background.find(self.hasher.hash_one(id), same)
     }
@@ -88,10 +90,9 @@ impl Scheduler {
             backoff_first_ms: task.backoff_first_ms,
             backoff_most_ms: task.backoff_most_ms,
             started: task.holder.is_some(),
+            key: task.key.into(),
         };
-        let extra =
-            Extra { key: Box::default(), waiters: List::new(), waiting: 0, background: Some(background) };
-        self.tasks.set_extra(index, Some(extra));
+        self.tasks.set_extra(index, Some(Extra { background: Some(background), ..Extra::new() }));
         let deadline = self.tasks.deadline(index);
         self.bytes += bytes;
         self.clients[keeper].bytes += bytes;
@@ -115,23 +116,24 @@ impl Scheduler {
             self.assign(task, pick, effects);
         } else {
             self.enqueue(task, false);
+            self.rouse(action, 1, effects);
         }
     }
 
     /// Sets the timer of a task that has been given to a worker.
     pub(super) fn arm_background(&mut self, task: u32) {
         let Some(background) = self.tasks.background(task) else { return };
-        let deadline = self.tasks.deadline(task);
-        let at = if background.started { deadline } else { deadline.min(self.now.after(LONG)) };
+        let ends_by = self.tasks.ends_by(task);
+        let at = if background.started { ends_by } else { ends_by.min(self.now.after(LONG)) };
         self.wheel.clear(&mut self.tasks, task);
         self.wheel.set(&mut self.tasks, task, at);
     }
 
     /// A timer has come. Says whether it was not the deadline's.
     pub(super) fn runs_for_long<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) -> bool {
-        let (deadline, spent, place) =
-            (self.tasks.deadline(task), self.tasks[task].spent, self.tasks[task].place());
-        if deadline <= self.now {
+        let (ends_by, spent, place) =
+            (self.tasks.ends_by(task), self.tasks[task].spent, self.tasks[task].place());
+        if ends_by <= self.now {
             return false;
         }
         let Some(background) = self.tasks.background_mut(task) else { return false };
@@ -140,7 +142,7 @@ impl Scheduler {
             let id = background.id;
             effects.push(Effect::Note { id, attempts: spent, note: Note::Started });
         }
-        self.wheel.set(&mut self.tasks, task, deadline);
+        self.wheel.set(&mut self.tasks, task, ends_by);
         true
     }
 

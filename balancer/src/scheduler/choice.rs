@@ -31,6 +31,10 @@ const STEP_BITS: u32 = 3;
 /// More than any bucket's number: a window of 2^20 tasks on one thread comes to bucket 183.
 const BUCKETS: usize = 192;
 
+/// The bucket of pull workers that sleep and may be woken, the longest asleep first. It comes after all others, and
+/// [`Choice::pick`] does not look into it: nothing can be given to them.
+pub(super) const ASLEEP_BUCKET: u8 = BUCKETS as u8 - 1;
+
 /// A worker's place in its group's buckets.
 #[derive(Debug)]
 pub(super) struct BucketLink;
@@ -236,11 +240,29 @@ impl Choice {
             return None;
         }
         let group = &self.groups[self.seats[seat].group];
-        if group.lowest == NO_BUCKET {
+        if group.lowest >= ASLEEP_BUCKET {
             return None;
         }
         let worker = group.buckets.lists[usize::from(group.lowest)].head();
         Some(Pick { worker, free: self.is_free(group.lowest), seat })
+    }
+
+    /// The pull worker that is next to be woken for an action, if one sleeps: the longest asleep of the action's next
+    /// group that has one. A group whose workers have room is passed over, so it is asked when no worker has.
+    pub(super) fn pick_asleep(&self, offers: &Offers) -> Option<Pick> {
+        let seat = match &offers.order {
+            None => offers.seats.head(),
+            Some(order) => order.lists[usize::from(ASLEEP_BUCKET)].head(),
+        };
+        if seat == NONE {
+            return None;
+        }
+        let group = &self.groups[self.seats[seat].group];
+        if group.lowest != ASLEEP_BUCKET {
+            return None;
+        }
+        let worker = group.buckets.lists[usize::from(ASLEEP_BUCKET)].head();
+        Some(Pick { worker, free: true, seat })
     }
 
     /// Whether an action's tasks may go to several groups of workers, which then take turns.
@@ -305,7 +327,7 @@ impl Choice {
         let bucket = bucket_of(self.policy, row);
         if self.policy == Policy::LeastLoaded {
             row.stays = match bucket {
-                NO_BUCKET => 0..0,
+                NO_BUCKET | ASLEEP_BUCKET => 0..0,
                 _ if is_alike(row) => row.threads..row.alike,
                 _ => loads_of(bucket, row.threads),
             };
@@ -474,7 +496,7 @@ fn place_seat(order: &mut Buckets<SeatBucket>, seats: &mut Slab<Seat>, seat: u32
 #[inline]
 fn bucket_of(policy: Policy, worker: &Worker) -> u8 {
     if !worker.has_room() {
-        return NO_BUCKET;
+        return if worker.may_be_woken() { ASLEEP_BUCKET } else { NO_BUCKET };
     }
     match policy {
         Policy::RoundRobin | Policy::Weighted => u8::from(!worker.has_free_thread()),
@@ -500,7 +522,7 @@ fn load_bucket(in_flight: u32, threads: u32) -> u8 {
     let load = (in_flight << STEP_BITS) / threads;
     let doublings = load.ilog2() - STEP_BITS;
     let step = (load >> doublings) & ((1 << STEP_BITS) - 1);
-    (FREE_BUCKETS + (doublings << STEP_BITS) + step).min(BUCKETS as u32 - 1) as u8
+    (FREE_BUCKETS + (doublings << STEP_BITS) + step).min(u32::from(ASLEEP_BUCKET) - 1) as u8
 }
 
 /// The numbers in flight that come to a bucket: what [`load_bucket`] does, the other way round.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reparto_protocol::{ErrorCode, limits};
 
 use super::numbers::Numbers;
-use super::slab::{Link, List, NONE, Slab};
+use super::slab::{Link, NONE, Slab};
 use super::task::{Extra, Place, Task, Tasks, Waiter};
 use super::{Effect, Effects, Payload, Peer, Role, Scheduler, Submission, UnknownAction};
 
@@ -78,11 +78,14 @@ pub(super) fn client_id_of(tasks: &Tasks, waiters: &Slab<Waiter>, entry: u32) ->
 
 impl Scheduler {
     pub(super) fn client_joined<'a>(&mut self, peer: Peer, effects: &mut impl Effects<'a>) {
-        if self.role(peer) != Role::None {
-            return;
-        }
+        let worker = match self.role(peer) {
+            Role::None => NONE,
+            Role::Dual { client: NONE, worker } => worker,
+            _ => return,
+        };
         let client = self.clients.insert(Client::new(peer, false));
-        self.know_peer(peer, Role::Client(client));
+        let role = if worker == NONE { Role::Client(client) } else { Role::Dual { client, worker } };
+        self.know_peer(peer, role);
         if self.stopping.is_some() {
             effects.push(Effect::GoAway { peer });
         }
@@ -100,13 +103,19 @@ impl Scheduler {
             Ok(admitted) => admitted,
             Err((code, message)) => {
                 self.counts.refused += 1;
-                let peer = self.clients[client].peer;
-                let payload = Payload::EMPTY;
-                effects.push(Effect::Fail { peer, id: submission.id, code, message, payload });
+                let (peer, id) = (self.clients[client].peer, submission.id);
+                effects.push(if submission.announced {
+                    Effect::Refused { peer, id, code, message }
+                } else {
+                    Effect::Fail { peer, id, code, message, payload: Payload::EMPTY }
+                });
                 return;
             }
         };
         self.counts.submitted += 1;
+        if submission.announced {
+            effects.push(Effect::Created { peer: self.clients[client].peer, id: submission.id });
+        }
         if let Some(task) = shared {
             self.wait_beside(task, client, submission.id);
             return;
@@ -122,8 +131,7 @@ impl Scheduler {
             self.tasks.set_deadline(task, self.now.after(deadline));
         }
         if !submission.key.is_empty() {
-            let key = submission.key.into();
-            let extra = Extra { key, waiters: List::new(), waiting: 0, background: None };
+            let extra = Extra { key: submission.key.into(), ..Extra::new() };
             self.tasks.set_extra(task, Some(extra));
         }
         self.bytes += bytes;
@@ -148,8 +156,11 @@ impl Scheduler {
         let deadline = self.tasks.deadline(task);
         let wait = wait.or((deadline == Task::NEVER).then_some(self.config.default_wait));
         let until = wait.map_or(deadline, |wait| deadline.min(self.now.after(wait)));
-        self.wheel.set(&mut self.tasks, task, until);
+        if until != Task::NEVER {
+            self.wheel.set(&mut self.tasks, task, until);
+        }
         self.enqueue(task, false);
+        self.rouse(action, 1, effects);
     }
 
     /// Checks a task against the rules and bounds, and finds its action and the task that it joins, if it does.
@@ -175,6 +186,9 @@ impl Scheduler {
         if !served && self.config.unknown_action == UnknownAction::Reject {
             let message = format!("no worker offers the action '{}'", submission.action);
             return Err((ErrorCode::UnknownAction, message.into()));
+        }
+        if let Some(action) = known {
+            self.check_queue_limit(action, submission.priority)?;
         }
         let action = match known {
             Some(action) => action,
@@ -321,7 +335,7 @@ impl Scheduler {
         self.clients[client].numbers.insert(&self.hasher, entry, id_of);
     }
 
-    fn find_wait(&self, client: u32, id: u64) -> Option<Wait> {
+    pub(super) fn find_wait(&self, client: u32, id: u64) -> Option<Wait> {
         let id_of = |entry| client_id_of(&self.tasks, &self.waiters, entry);
         self.clients[client].numbers.find(&self.hasher, id, id_of).map(Wait::of)
     }
@@ -365,7 +379,7 @@ impl Scheduler {
     }
 
     /// A task of this action and key that someone still waits for.
-    fn find_key(&self, action: u32, key: &[u8]) -> Option<u32> {
+    pub(super) fn find_key(&self, action: u32, key: &[u8]) -> Option<u32> {
         let same = |task: &u32| self.tasks[*task].action == action && self.tasks.key(*task) == key;
         self.keys.find(self.hasher.hash_one((action, key)), same)
     }

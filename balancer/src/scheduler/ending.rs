@@ -8,7 +8,7 @@ use reparto_protocol::ErrorCode;
 use super::clients::Wait;
 use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
-use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping};
+use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping, Time};
 
 /// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
 const ROWS_A_STEP: usize = 16;
@@ -155,6 +155,7 @@ impl Scheduler {
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
             _ if self.tasks.deadline(task) <= self.now => self.late(task),
+            Place::Held(_) => "it ran longer than its worker allows for this action".into(),
             _ if self.actions[row.action].offers.workers == 0 => {
                 format!("no worker offered '{}' within {waited} ms", self.actions[row.action].name)
             }
@@ -162,6 +163,22 @@ impl Scheduler {
         };
         self.answer_failed(task, ErrorCode::Expired, message.into(), Payload::EMPTY, effects);
         self.abandon(task, effects);
+    }
+
+    /// Cancels the task that a client at this connection waits for by this number, for everybody who waits. Says whether
+    /// there was one.
+    pub fn cancel_job<'a>(
+        &mut self,
+        now: Time,
+        (connection, number): (u32, u64),
+        effects: &mut impl Effects<'a>,
+    ) -> bool {
+        self.now = self.now.max(now);
+        let Some(task) = self.job_row(connection, number) else { return false };
+        let message = "cancelled by an operator".into();
+        self.answer_failed(task, ErrorCode::Cancelled, message, Payload::EMPTY, effects);
+        self.abandon(task, effects);
+        true
     }
 
     /// Ends a task, which is nowhere, and whose deadline has passed.

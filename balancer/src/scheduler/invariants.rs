@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 
-use super::choice::NO_BUCKET;
+use super::choice::{ASLEEP_BUCKET, NO_BUCKET};
+use super::pulling::Rest;
 use super::slab::{List, NONE};
 use super::task::{Place, WaiterLink};
-use super::{Role, Scheduler};
+use super::worker::Worker;
+use super::{Action, Role, Scheduler};
 
 impl Scheduler {
     /// Panics where the state contradicts itself.
@@ -66,11 +68,16 @@ impl Scheduler {
                 bytes += self.tasks[at].payload.len();
             }
             assert_eq!((count, bytes), (worker.in_flight, worker.bytes), "worker '{}'", worker.id);
-            assert_eq!(worker.bucket != NO_BUCKET, worker.has_room(), "worker '{}'", worker.id);
+            let stands = worker.has_room() || worker.may_be_woken();
+            assert_eq!(worker.bucket != NO_BUCKET, stands, "worker '{}'", worker.id);
+            assert_eq!(worker.bucket == ASLEEP_BUCKET, worker.may_be_woken(), "worker '{}'", worker.id);
+            assert!(worker.in_flight <= worker.window || worker.puller.is_none(), "worker '{}'", worker.id);
             let may_stall = worker.in_flight > worker.threads;
             let looked_at = worker.check_at.0 != u64::MAX;
             assert!(looked_at || !(may_stall || worker.heartbeats), "worker '{}'", worker.id);
             assert!(worker.asked_at.is_none() || worker.heartbeats, "worker '{}' is asked", worker.id);
+            let rest = worker.puller.as_ref().map(|puller| puller.rest);
+            assert!(looked_at || !matches!(rest, Some(Rest::Woken(_))), "nobody sees whether it asks");
         }
     }
 
@@ -85,10 +92,27 @@ impl Scheduler {
                 "'{}' has a waiting task and a worker with room",
                 action.name
             );
+            self.assert_no_wake_up_is_lost(action);
             let offering =
                 self.workers.iter().filter(|(_, w)| self.offers_action(w.group, &action.name)).count();
             assert_eq!(offering, action.offers.workers as usize, "'{}'", action.name);
         }
+    }
+
+    /// Where tasks wait and a pull worker that could take one sleeps, as many others as there are tasks have been woken
+    /// a moment ago and are about to ask.
+    fn assert_no_wake_up_is_lost(&self, action: &Action) {
+        let offers = |worker: &Worker| self.offers_action(worker.group, &action.name);
+        let sleeps = self.workers.iter().any(|(_, worker)| worker.may_be_woken() && offers(worker));
+        let woken = self.workers.iter().filter(|(_, worker)| {
+            worker.puller.as_ref().is_some_and(|puller| matches!(puller.rest, Rest::Woken(_)))
+                && offers(worker)
+        });
+        assert!(
+            !sleeps || woken.count() >= action.queue.len() || self.stopping.is_some(),
+            "'{}' has waiting tasks, and a worker sleeps through it",
+            action.name
+        );
     }
 
     fn offers_action(&self, group: u32, name: &str) -> bool {
@@ -115,9 +139,10 @@ impl Scheduler {
             assert_eq!(waits - first, self.tasks.waiting(index) as usize, "task {index}");
         }
         assert_eq!(waits, self.owed, "someone is owed an answer by no task");
-        assert_eq!(self.worker_ids.len(), self.workers.len());
+        let pushed = self.workers.iter().filter(|(_, worker)| worker.puller.is_none()).count();
+        assert_eq!((self.worker_ids.len(), self.pullers), (pushed, self.workers.len() - pushed));
         let roles = self.peers.iter().map(|row| row.role).chain(self.insiders.values().copied());
-        let workers = roles.filter(|role| matches!(role, Role::Worker(_))).count();
+        let workers = roles.filter(|role| matches!(role, Role::Worker(_) | Role::Dual { .. })).count();
         assert_eq!(workers, self.workers.len());
         let looked_at = self.workers.iter().filter(|(_, worker)| worker.check_at.0 != u64::MAX).count();
         assert_eq!(self.checks.len(), looked_at);

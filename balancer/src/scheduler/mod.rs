@@ -57,6 +57,7 @@ mod held;
 mod lending;
 mod numbers;
 mod payload;
+mod pulling;
 mod queue;
 mod room;
 mod runs;
@@ -90,6 +91,7 @@ use clients::{Client, MOST_WAITERS};
 pub use effects::Effects;
 pub use payload::Payload;
 use payload::Store;
+use pulling::Wish;
 use queue::{Flows, Queue};
 use slab::{NONE, Slab};
 use table::Table;
@@ -121,6 +123,8 @@ pub struct Scheduler {
     clients: Slab<Client>,
     workers: Slab<Worker>,
     worker_ids: HashMap<Box<str>, u32, FixedState>,
+    /// Those of the workers that pull. Without any, nobody need be woken.
+    pullers: usize,
     actions: Slab<Action>,
     action_names: HashTable<u32>,
     /// Actions that have tasks waiting.
@@ -177,6 +181,11 @@ enum Role {
     None,
     Client(u32),
     Worker(u32),
+    /// A pull worker's, and perhaps a client's as well; [`NONE`] for what it is not.
+    Dual {
+        client: u32,
+        worker: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -189,6 +198,8 @@ struct Action {
     in_backlog: u32,
     /// The number of the service that last took from it.
     served: u64,
+    /// What was asked for by people: it stays though nobody needs it, and its queue is bounded.
+    wish: Option<Box<Wish>>,
 }
 
 impl HasOffers for Action {
@@ -232,6 +243,7 @@ impl Scheduler {
             clients: Slab::new(),
             workers: Slab::new(),
             worker_ids: HashMap::with_hasher(hasher.clone()),
+            pullers: 0,
             actions: Slab::new(),
             action_names: HashTable::new(),
             backlog: Vec::new(),
@@ -271,16 +283,20 @@ impl Scheduler {
     pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut impl Effects<'a>) {
         self.now = self.now.max(now);
         match event {
-            Event::Submit { peer, ref task } => {
-                if let Role::Client(client) = self.role(peer) {
-                    self.submit(client, task, effects);
-                }
-            }
-            Event::Finished { peer, assignment, finish, service_ns, payload } => {
-                if let Role::Worker(worker) = self.role(peer) {
+            Event::Submit { peer, ref task } => match self.role(peer) {
+                Role::Client(client) => self.submit(client, task, effects),
+                Role::Dual { client, .. } if client != NONE => self.submit(client, task, effects),
+                _ => {}
+            },
+            Event::Finished { peer, assignment, finish, service_ns, payload } => match self.role(peer) {
+                Role::Worker(worker) => {
                     self.finished(worker, assignment, finish, service_ns, payload, effects);
                 }
-            }
+                Role::Dual { worker, .. } => {
+                    self.puller_finished(worker, assignment, finish, payload, effects);
+                }
+                _ => {}
+            },
             other => self.handle_other(other, effects),
         }
         if self.stopping.is_some() {
@@ -298,14 +314,20 @@ impl Scheduler {
                     self.heard(worker, effects);
                 }
             }
-            Event::Progress { peer, assignment, done, total, payload } => {
-                if let Role::Worker(worker) = self.role(peer) {
-                    self.progress(worker, assignment, (done, total), payload, effects);
+            Event::Progress { peer, assignment, kind, done, total, payload } => {
+                if let Role::Worker(worker) | Role::Dual { worker, .. } = self.role(peer) {
+                    self.progress(worker, assignment, (kind, done, total), payload, effects);
                 }
             }
-            Event::Cancel { peer, id } => {
-                if let Role::Client(client) = self.role(peer) {
-                    self.cancel(client, id, effects);
+            Event::Cancel { peer, id } => match self.role(peer) {
+                Role::Client(client) => self.cancel(client, id, effects),
+                Role::Dual { client, .. } if client != NONE => self.cancel(client, id, effects),
+                _ => {}
+            },
+            Event::PullerJoined { peer, from } => self.puller_joined(peer, from, effects),
+            Event::Pull { peer, pull } => {
+                if let Role::Dual { worker, .. } = self.role(peer) {
+                    self.pull(worker, pull, effects);
                 }
             }
             Event::ClientJoined { peer } => self.client_joined(peer, effects),
@@ -318,6 +340,12 @@ impl Scheduler {
             Event::Gone { peer } => match self.forget_peer(peer) {
                 Role::Client(client) => self.client_gone(client, effects),
                 Role::Worker(worker) => self.worker_lost(worker, effects),
+                Role::Dual { client, worker } => {
+                    if client != NONE {
+                        self.client_gone(client, effects);
+                    }
+                    self.worker_lost(worker, effects);
+                }
                 Role::None => {}
             },
             Event::Shutdown { grace } => self.shut_down(grace, effects),
@@ -389,9 +417,11 @@ impl Scheduler {
             payload: self.payloads.get(task, row.payload),
             attempt: row.spent.saturating_add(1),
             deadline: (deadline != Task::NEVER).then_some(deadline),
-            key: self.tasks.key(task),
+            key: self.tasks.told_key(task),
             task_id: self.tasks.background(task).map(|background| background.id),
             held: false,
+            number: 0,
+            form: 0,
         }
     }
 
@@ -464,6 +494,7 @@ impl Scheduler {
             running: 0,
             in_backlog: NONE,
             served: 0,
+            wish: None,
         });
         let (actions, hasher) = (&self.actions, &self.hasher);
         let hash_of = |index: &u32| hasher.hash_one(&*actions[*index].name);
@@ -474,7 +505,7 @@ impl Scheduler {
     /// Forgets an action that has neither workers nor tasks, if that has not been done already.
     fn drop_idle_action(&mut self, action: u32) {
         let Some(row) = self.actions.get(action) else { return };
-        if row.offers.workers > 0 || row.running > 0 || !row.queue.is_empty() {
+        if row.offers.workers > 0 || row.running > 0 || !row.queue.is_empty() || row.wish.is_some() {
             return;
         }
         let hash = self.hasher.hash_one(&*row.name);

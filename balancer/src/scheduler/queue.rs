@@ -60,11 +60,12 @@ struct Level {
     ring: List<Ring>,
     /// All its tasks, whoever's they are, in the order in which they came.
     by_age: List<AgeLink>,
+    tasks: usize,
 }
 
 impl Default for Level {
     fn default() -> Self {
-        Level { ring: List::new(), by_age: List::new() }
+        Level { ring: List::new(), by_age: List::new(), tasks: 0 }
     }
 }
 
@@ -83,6 +84,11 @@ impl Queue {
 
     pub(super) fn is_empty(&self) -> bool {
         self.tasks == 0
+    }
+
+    /// Tasks of each priority, from the lowest on.
+    pub(super) fn by_priority(&self) -> impl Iterator<Item = (u8, usize)> {
+        (0..).zip(self.levels.iter().map(|level| level.tasks))
     }
 }
 
@@ -112,7 +118,9 @@ impl Flows {
     pub(super) fn push_back(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
         let flow = self.flow_of(queue, &tasks[task]);
         self.flows[flow].tasks.push_back(tasks, task);
-        queue.levels[usize::from(tasks[task].priority)].by_age.push_back(tasks, task);
+        let level = &mut queue.levels[usize::from(tasks[task].priority)];
+        level.by_age.push_back(tasks, task);
+        level.tasks += 1;
         tasks[task].put(Place::Queued(flow));
         queue.tasks += 1;
     }
@@ -125,6 +133,7 @@ impl Flows {
         self.flows[flow].deficit = self.flows[flow].deficit.max(cost);
         let level = &mut queue.levels[usize::from(tasks[task].priority)];
         level.by_age.push_front(tasks, task);
+        level.tasks += 1;
         level.ring.remove(&mut self.flows, flow);
         level.ring.push_front(&mut self.flows, flow);
         tasks[task].put(Place::Queued(flow));
@@ -135,7 +144,9 @@ impl Flows {
     pub(super) fn remove(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
         let flow = flow_that_holds(tasks, task);
         self.flows[flow].tasks.remove(tasks, task);
-        queue.levels[usize::from(tasks[task].priority)].by_age.remove(tasks, task);
+        let level = &mut queue.levels[usize::from(tasks[task].priority)];
+        level.by_age.remove(tasks, task);
+        level.tasks -= 1;
         tasks[task].put(Place::Moving);
         queue.tasks -= 1;
         if self.flows[flow].tasks.is_empty() {

@@ -14,7 +14,9 @@ impl Scheduler {
         for (_, worker) in self.workers.iter().filter(|(_, worker)| !worker.draining) {
             let ahead = u64::try_from(ahead.as_nanos()).unwrap_or(u64::MAX);
             let per_thread = worker.service_ns.map_or(1, |ns| (ahead / ns.max(1)).max(1));
-            let tasks = u64::from(worker.threads).saturating_mul(per_thread).min(u64::from(worker.window));
+            // A pull worker tells nothing, and mostly runs one task at a time.
+            let threads = if worker.puller.is_some() { 1 } else { worker.threads };
+            let tasks = u64::from(threads).saturating_mul(per_thread).min(u64::from(worker.window));
             for action in self.choice.actions(worker.group) {
                 *room.entry(*action).or_default() += usize::try_from(tasks).unwrap_or(usize::MAX);
             }

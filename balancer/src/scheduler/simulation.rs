@@ -15,7 +15,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::*;
-use books::{Books, Note, Reply, SimTask, SimWorker};
+use books::{Books, Note, Reply, SimPuller, SimTask, SimWorker};
 use lanes::Lanes;
 
 const SEEDS: u64 = 3_000;
@@ -24,7 +24,10 @@ const STEPS: usize = 400;
 const ACTIONS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// What must happen at least once in so many seeds, or the simulation has lost its teeth.
-const MUST_BE_SEEN: [&str; 17] = [
+const MUST_BE_SEEN: [&str; 20] = [
+    "woken",
+    "asked in vain",
+    "given what it asked for",
     "done",
     "done for another, too",
     "recalled",
@@ -45,7 +48,10 @@ const MUST_BE_SEEN: [&str; 17] = [
 ];
 
 /// The same where everything passes through fronts.
-const MUST_BE_SEEN_WITH_FRONTS: [&str; 16] = [
+const MUST_BE_SEEN_WITH_FRONTS: [&str; 19] = [
+    "woken",
+    "asked in vain",
+    "given what it asked for",
     "done",
     "done for another, too",
     "recalled",
@@ -152,7 +158,9 @@ impl Simulation {
             19..55 => self.submits(),
             55..60 => self.cancels(),
             60..63 => self.tells_progress(),
-            63..88 => self.answers(),
+            63..78 => self.answers(),
+            78..80 => self.puller_joins(),
+            80..88 => self.pullers_act(),
             88..91 => self.tells_nonsense(),
             91..92 => self.balancer_stands_still(),
             _ => self.time_passes(),
@@ -200,8 +208,90 @@ impl Simulation {
         }
     }
 
+    fn puller_joins(&mut self) {
+        let peer = self.peer();
+        let puller = SimPuller { limits: self.random.u8(..4) == 0, ..SimPuller::default() };
+        let worker = SimWorker { threads: 1024, window: 1024, pulls: Some(puller), ..SimWorker::default() };
+        self.books.workers.insert(peer, worker);
+        self.handle(Event::PullerJoined { peer, from: None });
+        for action in ACTIONS {
+            if self.random.bool() {
+                self.can_do(peer, action);
+            }
+        }
+    }
+
+    fn can_do(&mut self, peer: Peer, action: &'static str) {
+        let Some(worker) = self.books.workers.get_mut(&peer) else { return };
+        if !worker.actions.contains(&action) {
+            worker.actions.push(action);
+        }
+        let limits = worker.pulls.as_ref().is_some_and(|puller| puller.limits);
+        let limit =
+            (limits && self.random.bool()).then(|| Duration::from_millis(self.random.u64(1..100_000)));
+        self.books.some_limit |= limit.is_some();
+        self.handle(Event::Pull { peer, pull: Pull::CanDo { action, limit } });
+    }
+
+    fn pullers_act(&mut self) {
+        for _ in 0..self.random.u8(1..6) {
+            let awake = |worker: &SimWorker| {
+                !worker.hangs && worker.pulls.as_ref().is_some_and(|puller| !puller.asleep)
+            };
+            let anyone = |worker: &SimWorker| !worker.hangs && worker.pulls.is_some();
+            if self.random.u8(..12) == 0 {
+                let Some(peer) = self.any_worker(anyone) else { return };
+                let action = ACTIONS[self.random.usize(..ACTIONS.len())];
+                match self.random.u8(..5) {
+                    0..3 => self.can_do(peer, action),
+                    3 => {
+                        let worker = self.books.workers.get_mut(&peer).expect("it is there");
+                        worker.actions.retain(|other| *other != action);
+                        self.handle(Event::Pull { peer, pull: Pull::CantDo { action } });
+                    }
+                    _ => {
+                        self.books.workers.get_mut(&peer).expect("it is there").actions.clear();
+                        self.handle(Event::Pull { peer, pull: Pull::Reset });
+                    }
+                }
+                continue;
+            }
+            let Some(peer) = self.any_worker(awake) else { return };
+            if self.random.u8(..3) == 0 {
+                self.sleeps(peer);
+            } else {
+                self.grabs(peer);
+            }
+        }
+    }
+
+    fn grabs(&mut self, peer: Peer) {
+        self.books.puller(peer).asked += 1;
+        self.handle(Event::Pull { peer, pull: Pull::Grab { form: books::form_of(peer) } });
+    }
+
+    fn sleeps(&mut self, peer: Peer) {
+        self.books.puller(peer).asleep = true;
+        self.handle(Event::Pull { peer, pull: Pull::Sleep });
+    }
+
+    /// Every pull worker that is awake asks until nothing is left for it, and sleeps.
+    fn pullers_do_what_is_left(&mut self) {
+        let awake = |worker: &SimWorker| worker.pulls.as_ref().is_some_and(|puller| !puller.asleep);
+        while let Some(peer) = self.any_worker(awake) {
+            let held = |simulation: &Simulation| simulation.books.workers.get(&peer).map(|w| w.holds.len());
+            let before = held(self);
+            self.grabs(peer);
+            self.deliver_everything();
+            if held(self) == before && before.is_some() {
+                self.sleeps(peer);
+                self.deliver_everything();
+            }
+        }
+    }
+
     fn worker_changes(&mut self) {
-        if let Some(peer) = self.any_worker(|_| true) {
+        if let Some(peer) = self.any_worker(|worker| worker.pulls.is_none()) {
             let another_id = self.random.u8(..20) == 0;
             let id = if another_id { "another".to_owned() } else { self.books.workers[&peer].id.clone() };
             self.register(peer, &id);
@@ -261,7 +351,7 @@ impl Simulation {
     }
 
     fn worker_drains_or_resumes(&mut self) {
-        let Some(peer) = self.any_worker(|_| true) else { return };
+        let Some(peer) = self.any_worker(|worker| worker.pulls.is_none()) else { return };
         let Some(worker) = self.books.workers.get_mut(&peer) else { return };
         worker.draining = !worker.draining;
         let resume = !worker.draining;
@@ -295,7 +385,9 @@ impl Simulation {
             let wait = task.wait.unwrap_or(self.scheduler.config.default_wait);
             let waits_until = self.now.after(wait);
             let max_attempts = task.max_attempts;
-            let told = SimTask { action, key, max_attempts, spent: 0, deadline, waits_until };
+            task.announced = again.is_none() && self.random.u8(..4) == 0;
+            let is_limited = false;
+            let told = SimTask { action, key, max_attempts, spent: 0, deadline, waits_until, is_limited };
             self.books.tasks.insert(serial, told);
             if again.is_some() {
                 let answers = self.handle_and_keep(Event::Submit { peer, task });
@@ -330,7 +422,14 @@ impl Simulation {
         if let Some(peer) = self.any_worker(|worker| !worker.hangs && !worker.holds.is_empty()) {
             let assignment = self.books.workers[&peer].holds[0].assignment;
             let payload = Payload::EMPTY;
-            self.handle(Event::Progress { peer, assignment, done: 1, total: 2, payload });
+            self.handle(Event::Progress {
+                peer,
+                assignment,
+                kind: ProgressKind::Report,
+                done: 1,
+                total: 2,
+                payload,
+            });
         }
     }
 
@@ -472,7 +571,9 @@ impl Simulation {
 
     fn answer_everything(&mut self) {
         self.deliver_everything();
-        while let Some(peer) = self.any_worker(|worker| !worker.holds.is_empty()) {
+        loop {
+            self.pullers_do_what_is_left();
+            let Some(peer) = self.any_worker(|worker| !worker.holds.is_empty()) else { return };
             self.answer(peer, 0, Finish::Done);
             self.deliver_everything();
         }
@@ -524,6 +625,8 @@ impl Simulation {
                 | Event::Drain { peer, .. }
                 | Event::Finished { peer, .. }
                 | Event::Progress { peer, .. }
+                | Event::PullerJoined { peer, .. }
+                | Event::Pull { peer, .. }
                 | Event::Heard { peer }
                 | Event::Gone { peer } => peer,
                 Event::Enter { .. }
@@ -596,7 +699,7 @@ impl Simulation {
     }
 
     fn known_worker(&self, peer: Peer) -> bool {
-        matches!(self.scheduler.role(peer), Role::Worker(_))
+        matches!(self.scheduler.role(peer), Role::Worker(_) | Role::Dual { .. })
     }
 
     /// A peer is gone, and its row may be used again.

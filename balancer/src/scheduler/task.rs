@@ -95,6 +95,24 @@ pub(super) struct Extra {
     pub(super) waiting: u32,
     /// What background tasks have. They have no key and no waiters.
     pub(super) background: Option<Background>,
+    /// When its present run ends if its worker has set a limit; [`Task::NEVER`] otherwise.
+    pub(super) run_until: Time,
+    /// How much its worker has last said is done, and of how much.
+    pub(super) progress: (u64, u64),
+}
+
+impl Extra {
+    /// Nothing beside what every task has.
+    pub(super) fn new() -> Self {
+        Extra {
+            key: Box::default(),
+            waiters: List::new(),
+            waiting: 0,
+            background: None,
+            run_until: Task::NEVER,
+            progress: (0, 0),
+        }
+    }
 }
 
 /// Someone who waits for a task beside the first.
@@ -161,7 +179,6 @@ impl Tasks {
         self.rows.get(index)
     }
 
-    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Task)> {
         self.rows.iter()
     }
@@ -190,6 +207,26 @@ impl Tasks {
     pub(super) fn set_extra(&mut self, index: u32, extra: Option<Extra>) {
         self.rows[index].is_special = true;
         self.more[index as usize].extra = extra.map(Box::new);
+    }
+
+    /// What few tasks have, begun if need be.
+    pub(super) fn extra_or_new(&mut self, index: u32) -> &mut Extra {
+        self.rows[index].is_special = true;
+        self.more[index as usize].extra.get_or_insert_with(|| Box::new(Extra::new()))
+    }
+
+    /// When a task must have ended at its worker, for its own deadline's sake or for the limit on its run.
+    pub(super) fn ends_by(&self, index: u32) -> Time {
+        let run_until = self.extra(index).map_or(Task::NEVER, |extra| extra.run_until);
+        self.deadline(index).min(run_until)
+    }
+
+    /// The key that a task's worker is told.
+    pub(super) fn told_key(&self, index: u32) -> &[u8] {
+        self.extra(index).map_or(&[], |extra| match &extra.background {
+            Some(background) => &background.key,
+            None => &extra.key,
+        })
     }
 
     /// Tasks of one action and key that meet share one run; empty for none.
@@ -349,7 +386,7 @@ mod tests {
         let mut tasks = Tasks::new();
         let (index, _) = tasks.add();
         tasks.set_deadline(index, Time(7));
-        let extra = Extra { key: b"key"[..].into(), waiters: List::new(), waiting: 3, background: None };
+        let extra = Extra { key: b"key"[..].into(), waiters: List::new(), waiting: 3, ..Extra::new() };
         tasks.set_extra(index, Some(extra));
         assert_eq!(
             (tasks.deadline(index), tasks.key(index), tasks.waiting(index)),

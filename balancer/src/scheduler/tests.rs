@@ -11,6 +11,7 @@ mod background;
 mod bounds;
 mod end;
 mod order;
+mod pulling;
 mod runs;
 mod tasks;
 mod workers;
@@ -38,6 +39,10 @@ enum Out {
     Note(BackgroundId, u8, String),
     Claim(Peer, BackgroundId),
     Unwanted(Peer, BackgroundId),
+    Created(Peer, u64),
+    Refused(Peer, u64, ErrorCode),
+    NoTask(Peer),
+    Wake(Peer),
     Stopped,
 }
 
@@ -57,6 +62,10 @@ impl From<Effect<'_>> for Out {
             Effect::Note { id, attempts, note } => Out::Note(id, attempts, in_short(note)),
             Effect::Claim { peer, id } => Out::Claim(peer, id),
             Effect::Unwanted { peer, id } => Out::Unwanted(peer, id),
+            Effect::Created { peer, id } => Out::Created(peer, id),
+            Effect::Refused { peer, id, code, .. } => Out::Refused(peer, id, code),
+            Effect::NoTask { peer } => Out::NoTask(peer),
+            Effect::Wake { peer } => Out::Wake(peer),
             Effect::Answer { .. } => unreachable!("the store is not here"),
             Effect::Stopped => Out::Stopped,
         }

@@ -65,6 +65,9 @@ impl Scheduler {
 
     /// Is the worker silent, or does it sit on tasks that others could run? Says how many tasks were looked at.
     pub(super) fn check_worker<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) -> usize {
+        if self.workers[worker].puller.is_some() {
+            return self.check_puller(worker, effects);
+        }
         let patience = self.patience();
         let row = &mut self.workers[worker];
         let check_at = std::mem::replace(&mut row.check_at, NEVER);
@@ -110,8 +113,10 @@ impl Scheduler {
     /// Asks a worker that delivers nothing to hand back what it has not begun and another is free to run. Says how
     /// many tasks were looked at.
     fn recall<'a>(&mut self, worker: u32, effects: &mut impl Effects<'a>) -> usize {
-        let is_free =
-            |action: &u32| self.choice.pick(&self.actions[*action].offers).is_some_and(|pick| pick.free);
+        let is_free = |action: &u32| {
+            let offers = &self.actions[*action].offers;
+            self.choice.pick(offers).or_else(|| self.choice.pick_asleep(offers)).is_some_and(|pick| pick.free)
+        };
         if !self.choice.actions(self.workers[worker].group).iter().any(is_free) {
             return 0;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::api::{Peer, Time};
 use super::choice::{BucketLink, NO_BUCKET};
 use super::held::Held;
+use super::pulling::{Puller, Rest};
 use super::slab::{Link, linked};
 
 /// Work that a worker may be given beyond its free threads, as time that it will take a thread.
@@ -67,6 +68,8 @@ pub(super) struct Worker {
     pub(super) recall_at: Time,
     pub(super) done: u64,
     pub(super) failed: u64,
+    /// What a worker has that asks for its tasks one by one; such a one is never given any unasked.
+    pub(super) puller: Option<Box<Puller>>,
 }
 
 linked!(Worker, BucketLink, link);
@@ -102,6 +105,7 @@ impl Worker {
             recall_at: now,
             done: 0,
             failed: 0,
+            puller: None,
         }
     }
 
@@ -109,6 +113,11 @@ impl Worker {
     /// than its window or, beyond its threads, [`HELD_MOST`]. Without a known service time, or while it is stalled,
     /// its threads.
     pub(super) fn settle_room(&mut self) {
+        if self.puller.is_some() {
+            // It has a credit only in the moment in which it asks.
+            (self.room, self.alike) = (0, 0);
+            return;
+        }
         let worth_of = |work: Duration| match self.service_ns {
             Some(ns) if !self.stalled => work.as_nanos() as u64 / ns.max(1),
             _ => 0,
@@ -138,6 +147,16 @@ impl Worker {
     pub(super) fn free_room(&self) -> usize {
         let free = if self.has_room() { self.room.saturating_sub(self.in_flight) } else { 0 };
         usize::try_from(free).unwrap_or(usize::MAX)
+    }
+
+    /// May a pull worker that asks be given a task?
+    pub(super) fn takes_another(&self) -> bool {
+        self.in_flight < self.window && (self.bytes < self.max_bytes || self.in_flight == 0)
+    }
+
+    /// Does it sleep, and would it be given a task if it woke up and asked?
+    pub(super) fn may_be_woken(&self) -> bool {
+        self.puller.as_ref().is_some_and(|puller| puller.rest == Rest::Asleep) && self.takes_another()
     }
 
     /// Of a worker that has much payload and no free thread: is it little for so many threads?

@@ -6,7 +6,9 @@ use super::choice::Change;
 use super::clients::MOST_WAITERS;
 use super::task::Place;
 use super::worker::Worker;
-use super::{AssignmentId, Effect, Effects, Finish, Payload, Peer, Registration, Role, Scheduler};
+use super::{
+    AssignmentId, Effect, Effects, Finish, Payload, Peer, ProgressKind, Registration, Role, Scheduler,
+};
 
 impl Scheduler {
     /// A worker comes, or describes itself anew.
@@ -18,7 +20,7 @@ impl Scheduler {
     ) {
         let known = match self.role(peer) {
             Role::Worker(worker) => Some(worker),
-            Role::Client(_) => return,
+            Role::Client(_) | Role::Dual { .. } => return,
             Role::None => None,
         };
         let checked = self.check_registration(known, registration);
@@ -263,6 +265,7 @@ impl Scheduler {
             return;
         }
         self.note_requeued(task, effects);
+        self.forget_run(task);
         if self.stopping.is_some() {
             let message = "the balancer is shutting down".into();
             self.end_failed(task, ErrorCode::ShuttingDown, message, Payload::EMPTY, effects);
@@ -277,16 +280,19 @@ impl Scheduler {
         &mut self,
         worker: u32,
         assignment: AssignmentId,
-        (done, total): (u64, u64),
+        (kind, done, total): (ProgressKind, u64, u64),
         payload: Payload<'a>,
         effects: &mut impl Effects<'a>,
     ) {
         let Some(task) = self.task_of(assignment) else { return };
-        if self.tasks[task].place() != Place::Held(worker) {
+        if self.tasks[task].place() != Place::Held(worker) || !self.tasks[task].is_wanted() {
             return;
         }
-        let tell = |peer, id| Effect::Progress { peer, id, done, total, payload };
-        if self.spend_progress(self.tasks.waiting(task)) {
+        if kind == ProgressKind::Report {
+            self.tasks.extra_or_new(task).progress = (done, total);
+        }
+        let tell = |peer, id| Effect::Progress { peer, id, kind, done, total, payload };
+        if kind != ProgressKind::Report || self.spend_progress(self.tasks.waiting(task)) {
             self.each_waiter(task, |peer, id| effects.push(tell(peer, id)));
         } else if let Some((peer, id)) = self.first_waiter(task) {
             effects.push(tell(peer, id));
@@ -345,7 +351,11 @@ impl Scheduler {
             }
         }
         let row = self.workers.remove(worker);
-        self.worker_ids.remove(&row.id);
+        if row.puller.is_some() {
+            self.pullers -= 1;
+        } else {
+            self.worker_ids.remove(&row.id);
+        }
         touched.sort_unstable();
         touched.dedup();
         for action in touched {

@@ -12,6 +12,8 @@ struct Bar {
     connections: usize,
     window: usize,
     size: usize,
+    /// Whose figure is meant: Reparto's, or Reparto's with gearmand's clients.
+    of: Server,
     peer: Server,
     bound: Bound,
 }
@@ -26,10 +28,15 @@ enum Bound {
 }
 
 const fn bar(connections: usize, window: usize, size: usize, peer: Server, bound: Bound) -> Bar {
-    Bar { connections, window, size, peer, bound }
+    Bar { connections, window, size, of: Server::Reparto, peer, bound }
 }
 
-const BARS: [Bar; 17] = [
+/// The same, with gearmand's own clients and workers.
+const fn gearman_bar(window: usize, bound: Bound) -> Bar {
+    Bar { of: Server::RepartoGearman, ..bar(4, window, 64, Server::Gearmand, bound) }
+}
+
+const BARS: [Bar; 19] = [
     bar(4, 128, 64, Server::Nats, Bound::Speed(5.0)),
     bar(4, 128, 64, Server::Gearmand, Bound::Speed(4.5)),
     bar(4, 128, 64, Server::Relay, Bound::Speed(0.6)),
@@ -47,6 +54,8 @@ const BARS: [Bar; 17] = [
     bar(4, 8, 65_536, Server::Relay, Bound::Speed(1.0)),
     bar(4, 2, 1_000_000, Server::Gearmand, Bound::Speed(1.0)),
     bar(4, 2, 1_000_000, Server::Relay, Bound::Speed(1.0)),
+    gearman_bar(128, Bound::Speed(3.0)),
+    gearman_bar(1, Bound::P50(0.95)),
 ];
 
 /// Least speed through the libraries, by NATS' driven raw.
@@ -97,8 +106,9 @@ impl Bar {
             Bound::P50(bound) => (|it| it.p50_us, "p50", false, bound),
             Bound::P99(bound) => (|it| it.p99_us, "p99", false, bound),
         };
-        let here = closed.ratio(self.peer, figure)?.median;
-        Some((format!("{name} over {}'s, {}", self.peer, closed.scenario), least, bound, here))
+        let here = closed.ratio_between(self.of, self.peer, figure)?.median;
+        let whose = if self.of == Server::Reparto { "" } else { ", with its clients" };
+        Some((format!("{name} over {}'s{whose}, {}", self.peer, closed.scenario), least, bound, here))
     }
 }
 

@@ -15,6 +15,7 @@ const BARS_WIDTH: f64 = 0.8;
 fn colour(server: Server) -> RGBColor {
     match server {
         Server::Reparto => RGBColor(0x1b, 0x6f, 0xb5),
+        Server::RepartoGearman => RGBColor(0x7f, 0xb3, 0xdb),
         Server::Nats => RGBColor(0x6a, 0xa8, 0x4f),
         Server::Gearmand => RGBColor(0xe0, 0x8a, 0x2c),
         Server::Relay => RGBColor(0x99, 0x99, 0x99),

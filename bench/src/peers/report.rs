@@ -134,7 +134,12 @@ impl ClosedReport {
 
     /// Reparto's figure over a peer's.
     pub fn ratio(&self, peer: Server, figure: fn(&Figures) -> f64) -> Option<Ratio> {
-        self.best(Server::Reparto)?.ratio_to(self.best(peer)?, figure)
+        self.ratio_between(Server::Reparto, peer, figure)
+    }
+
+    /// One server's figure over another's, each in its fastest setting.
+    pub fn ratio_between(&self, of: Server, peer: Server, figure: fn(&Figures) -> f64) -> Option<Ratio> {
+        self.best(of)?.ratio_to(self.best(peer)?, figure)
     }
 }
 
@@ -300,6 +305,8 @@ struct ServersJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     reparto: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    reparto_gearman: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     nats: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gearmand: Option<Figures>,
@@ -312,6 +319,7 @@ impl ServersJson {
         let of = |server| best(contestants, server)?.medians();
         ServersJson {
             reparto: of(Server::Reparto),
+            reparto_gearman: of(Server::RepartoGearman),
             nats: of(Server::Nats),
             gearmand: of(Server::Gearmand),
             relay: of(Server::Relay),

@@ -18,6 +18,8 @@ pub(crate) const START_ATTEMPTS: usize = 3;
 pub enum Server {
     /// Reparto's balancer.
     Reparto,
+    /// The same, with the clients and workers that gearmand has.
+    RepartoGearman,
     /// nats-server, with request and reply and a queue group.
     Nats,
     /// Gearman's server, with foreground jobs.
@@ -28,16 +30,27 @@ pub enum Server {
 
 impl Server {
     /// All of them.
-    pub const ALL: [Server; 4] = [Server::Reparto, Server::Nats, Server::Gearmand, Server::Relay];
+    pub const ALL: [Server; 5] =
+        [Server::Reparto, Server::RepartoGearman, Server::Nats, Server::Gearmand, Server::Relay];
 
     /// The name, as JSON and the command line have it.
     pub fn name(self) -> &'static str {
         match self {
             Server::Reparto => "reparto",
+            Server::RepartoGearman => "reparto_gearman",
             Server::Nats => "nats",
             Server::Gearmand => "gearmand",
             Server::Relay => "relay",
         }
+    }
+}
+
+impl Server {
+    /// All names, as a sentence has them.
+    fn names() -> String {
+        let names = Server::ALL.map(Server::name);
+        let (last, others) = names.split_last().map_or(("", &names[..]), |(last, others)| (*last, others));
+        format!("{} and {last}", others.join(", "))
     }
 }
 
@@ -52,7 +65,7 @@ impl FromStr for Server {
 
     fn from_str(text: &str) -> Result<Server, String> {
         let found = Server::ALL.into_iter().find(|server| server.name() == text);
-        found.ok_or_else(|| format!("'{text}' is not a server; they are reparto, nats, gearmand and relay"))
+        found.ok_or_else(|| format!("'{text}' is not a server; they are {}", Server::names()))
     }
 }
 
@@ -60,6 +73,7 @@ impl FromStr for Server {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Contender {
     Reparto,
+    RepartoGearman,
     Nats,
     GearmandOneThread,
     GearmandDefault,
@@ -68,8 +82,9 @@ pub(super) enum Contender {
 }
 
 impl Contender {
-    pub(super) const ALL: [Contender; 6] = [
+    pub(super) const ALL: [Contender; 7] = [
         Contender::Reparto,
+        Contender::RepartoGearman,
         Contender::Nats,
         Contender::GearmandOneThread,
         Contender::GearmandDefault,
@@ -80,6 +95,7 @@ impl Contender {
     pub(super) fn server(self) -> Server {
         match self {
             Contender::Reparto => Server::Reparto,
+            Contender::RepartoGearman => Server::RepartoGearman,
             Contender::Nats => Server::Nats,
             Contender::GearmandOneThread | Contender::GearmandDefault => Server::Gearmand,
             Contender::HaProxy | Contender::Nginx => Server::Relay,
@@ -90,6 +106,7 @@ impl Contender {
     pub(super) fn name(self) -> &'static str {
         match self {
             Contender::Reparto => "reparto",
+            Contender::RepartoGearman => "reparto --gearman",
             Contender::Nats => "nats",
             Contender::GearmandOneThread => "gearmand -t 1",
             Contender::GearmandDefault => "gearmand",
@@ -101,7 +118,7 @@ impl Contender {
     /// The program's file, and the package that has it.
     fn program(self) -> (&'static str, &'static str) {
         match self {
-            Contender::Reparto => ("reparto", "reparto"),
+            Contender::Reparto | Contender::RepartoGearman => ("reparto", "reparto"),
             Contender::Nats => ("nats-server", "nats-server"),
             Contender::GearmandOneThread | Contender::GearmandDefault => ("gearmand", "gearman-job-server"),
             Contender::HaProxy => ("haproxy", "haproxy"),
@@ -113,7 +130,7 @@ impl Contender {
         match self.server() {
             Server::Reparto => &Reparto,
             Server::Nats => &Nats,
-            Server::Gearmand => &Gearman,
+            Server::Gearmand | Server::RepartoGearman => &Gearman,
             Server::Relay => &Relay,
         }
     }
@@ -151,7 +168,7 @@ pub(super) fn find_all(servers: &[Server], reparto: &Path) -> (Vec<Found>, Vec<L
     for contender in Contender::ALL.into_iter().filter(|it| servers.contains(&it.server())) {
         let (name, packages) = contender.program();
         let program = match contender {
-            Contender::Reparto => Some(reparto.to_owned()),
+            Contender::Reparto | Contender::RepartoGearman => Some(reparto.to_owned()),
             _ => find(name),
         };
         let lacks = Lacking { program: name, packages };
@@ -203,6 +220,10 @@ impl Found {
         let mut process = Process::start(name, command, folder)?;
         let (clients, workers_at) = match self.contender {
             Contender::Reparto => process.wait_for_words(ready_addresses)?,
+            Contender::RepartoGearman => process.wait_for_words(|log| {
+                let address = ready_address(log, "gearman=")?;
+                Some((address, address))
+            })?,
             _ => {
                 process.wait_for_port(port)?;
                 (port, port)
@@ -240,6 +261,10 @@ impl Found {
             Contender::Reparto => {
                 command = balancer(&self.program);
                 command.arg("--no-data");
+            }
+            Contender::RepartoGearman => {
+                command = balancer(&self.program);
+                command.args(["--no-data", "--gearman", "127.0.0.1:0"]);
             }
             Contender::Nats => {
                 command.args(["-a", &host, "-p", &number]);
@@ -308,9 +333,13 @@ pub(crate) fn balancer(program: &Path) -> Command {
 
 /// Reads `ready clients=ADDR workers=ADDR`.
 pub(crate) fn ready_addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
+    Some((ready_address(log, "clients=")?, ready_address(log, "workers=")?))
+}
+
+/// The address behind a key of that line, once it is whole.
+fn ready_address(log: &str, key: &str) -> Option<SocketAddr> {
     let (words, _) = log.split_once("ready ")?.1.split_once('\n')?;
-    let address = |key: &str| words.split_whitespace().find_map(|word| word.strip_prefix(key))?.parse().ok();
-    Some((address("clients=")?, address("workers=")?))
+    words.split_whitespace().find_map(|word| word.strip_prefix(key))?.parse().ok()
 }
 
 /// One thread, and HAProxy's defaults otherwise.
@@ -381,6 +410,8 @@ mod tests {
         assert_eq!(ready_addresses(line), None);
         let addresses = ready_addresses(&format!("[WARN] x\n{line}\n")).unwrap();
         assert_eq!((addresses.0.port(), addresses.1.port()), (81, 82));
+        let line = "ready clients=127.0.0.1:81 workers=127.0.0.1:82 gearman=127.0.0.1:83\n";
+        assert_eq!(ready_address(line, "gearman=").map(|it| it.port()), Some(83));
     }
 
     #[test]
@@ -395,7 +426,11 @@ mod tests {
         for server in Server::ALL {
             assert_eq!(server.name().parse(), Ok(server));
         }
-        assert!("redis".parse::<Server>().is_err_and(|sentence| sentence.contains("they are reparto, nats")));
+        assert!(
+            "redis"
+                .parse::<Server>()
+                .is_err_and(|sentence| sentence.contains("they are reparto, reparto_gearman, nats"))
+        );
     }
 
     #[test]

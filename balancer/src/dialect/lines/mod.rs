@@ -302,6 +302,10 @@ impl Session {
             Effect::Assign { .. }
             | Effect::CancelAssignment { .. }
             | Effect::Progress { .. }
+            | Effect::Created { .. }
+            | Effect::Refused { .. }
+            | Effect::NoTask { .. }
+            | Effect::Wake { .. }
             | Effect::Ping { .. }
             | Effect::GoAway { .. }
             | Effect::Unwanted { .. }
@@ -355,7 +359,11 @@ impl Session {
         match answer {
             Answer::Failed { id, code, message } => self.fail(*id, *code, message, out),
             // Not asked for by lines, but for the status, whose report comes by itself.
-            Answer::Welcome | Answer::Pong(_) | Answer::Status { .. } => {}
+            Answer::Welcome
+            | Answer::Pong(_)
+            | Answer::Status { .. }
+            | Answer::Raw(_)
+            | Answer::Question(_) => {}
         }
     }
 

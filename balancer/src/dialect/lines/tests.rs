@@ -19,6 +19,7 @@ fn context() -> Context {
         policy: Policy::default(),
         has_store: true,
         lines_action: "default".into(),
+        gearman: Default::default(),
     }
 }
 
@@ -155,8 +156,15 @@ fn uuid() -> [u8; 16] {
 }
 
 fn standing(state: reparto_protocol::TaskState) -> StoreAnswer<'static> {
-    let standing =
-        Standing { task: uuid(), state, attempts: 1, created_at_ms: 0, due_at_ms: None, ended_at_ms: None };
+    let standing = Standing {
+        task: uuid(),
+        state,
+        attempts: 1,
+        created_at_ms: 0,
+        due_at_ms: None,
+        ended_at_ms: None,
+        progress: (0, 0),
+    };
     StoreAnswer::Standing { standing, payload: Payload::EMPTY }
 }
 

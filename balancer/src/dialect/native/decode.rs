@@ -11,7 +11,7 @@ use reparto_protocol::{
 use super::{Results, Session, State, Tasks};
 use crate::background::{Ask, NewBackgroundTask};
 use crate::dialect::{Answer, Context, Listener, Refusal, Step};
-use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Registration, Submission};
+use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, ProgressKind, Registration, Submission};
 
 impl Session {
     /// The length of the frame that begins `buffer`, as far as it is known.
@@ -121,6 +121,7 @@ impl Session {
             Message::Progress(m) => Step::Event(Event::Progress {
                 peer,
                 assignment: AssignmentId(m.id),
+                kind: ProgressKind::Report,
                 done: m.done,
                 total: m.total,
                 payload: Payload::within(chunk, m.payload),
@@ -208,6 +209,7 @@ fn submit<'a>(context: &Context, peer: Peer, chunk: &'a Bytes, task: &Task<'a>) 
             wait: options.wait_ms.map(Duration::from_millis),
             key: options.key.unwrap_or(&[]),
             max_attempts: options.max_attempts.unwrap_or(limits::DEFAULT_MAX_ATTEMPTS),
+            announced: false,
         },
     })
 }

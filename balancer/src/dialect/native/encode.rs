@@ -37,7 +37,15 @@ pub fn encode(effect: Effect<'_>, out: &mut Output) {
         Effect::Unwanted { id, .. } => {
             put_bare(&Message::Cancel(Cancel { id: 0, task_id: Some(id), recall: false }), out);
         }
-        Effect::Assign { .. } | Effect::Note { .. } | Effect::Claim { .. } | Effect::Stopped => {}
+        // The last ones are for dialects whose tasks are announced and whose workers pull.
+        Effect::Assign { .. }
+        | Effect::Note { .. }
+        | Effect::Claim { .. }
+        | Effect::Stopped
+        | Effect::Created { .. }
+        | Effect::Refused { .. }
+        | Effect::NoTask { .. }
+        | Effect::Wake { .. } => {}
     }
 }
 
@@ -56,7 +64,7 @@ pub fn answer(context: &Context, answer: &Answer, out: &mut Output) {
             out,
         ),
         Answer::Pong(id) => put_bare(&Message::Pong(Pong { id: *id }), out),
-        Answer::Status { .. } => {}
+        Answer::Status { .. } | Answer::Raw(_) | Answer::Question(_) => {}
         Answer::Failed { id, code, message } => {
             put_bare(&Message::Error(ErrorMessage { id: *id, code: *code, message, payload: &[] }), out);
         }

@@ -177,6 +177,7 @@ mod tests {
             policy: Policy::default(),
             has_store: false,
             lines_action: "default".into(),
+            gearman: Default::default(),
         }
     }
 

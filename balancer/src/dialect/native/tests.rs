@@ -11,8 +11,8 @@ use reparto_protocol::{
 use super::*;
 use crate::dialect::{Context, Output, Refusal, Step};
 use crate::scheduler::{
-    Assignment, AssignmentId, Config, Effect, Payload, Peer, Policy, Registration, Scheduler, Submission,
-    Time,
+    Assignment, AssignmentId, Config, Effect, Payload, Peer, Policy, ProgressKind, Registration, Scheduler,
+    Submission, Time,
 };
 
 const PEER: Peer = Peer { index: 7, generation: 3 };
@@ -27,6 +27,7 @@ fn context() -> Context {
         policy: Policy::default(),
         has_store: false,
         lines_action: "default".into(),
+        gearman: Default::default(),
     }
 }
 
@@ -277,6 +278,8 @@ fn every_effect_is_written_as_its_frame() {
         key: b"k",
         task_id: None,
         held: false,
+        number: 0,
+        form: 0,
     };
     let id = AssignmentId(5);
     assign(Time(1_000_000), id, &assignment, &mut output);
@@ -290,7 +293,14 @@ fn every_effect_is_written_as_its_frame() {
             message: "no".into(),
             payload: Payload::from(&payload),
         },
-        Effect::Progress { peer: PEER, id: 9, done: 1, total: 2, payload: Payload::from(&payload) },
+        Effect::Progress {
+            peer: PEER,
+            id: 9,
+            kind: ProgressKind::Report,
+            done: 1,
+            total: 2,
+            payload: Payload::from(&payload),
+        },
         Effect::Acknowledge { peer: PEER, request: 3, window: 8 },
         Effect::Ping { peer: PEER },
         Effect::GoAway { peer: PEER },

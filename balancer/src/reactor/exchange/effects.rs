@@ -9,7 +9,9 @@ use reparto_protocol::ErrorCode;
 use super::Batch;
 use super::parts::{Part, Parts, Text};
 use crate::dialect::Listener;
-use crate::scheduler::{Assignment, AssignmentId, BackgroundId, Effect, Peer, Standing, StoreAnswer, Time};
+use crate::scheduler::{
+    Assignment, AssignmentId, BackgroundId, Effect, Peer, ProgressKind, Standing, StoreAnswer, Time,
+};
 
 /// Rows whose memory an emptied batch keeps.
 const KEPT_ROWS: usize = 32 * 1024;
@@ -47,7 +49,11 @@ enum Row {
     CancelAssignment { peer: Peer, assignment: AssignmentId, recall: bool },
     Result { peer: Peer, id: u64, payload: Part },
     Fail { peer: Peer, id: u64, code: ErrorCode, message: u32, payload: Part },
-    Progress { peer: Peer, id: u64, done: u64, total: u64, payload: Part },
+    Progress { peer: Peer, id: u64, kind: ProgressKind, done: u64, total: u64, payload: Part },
+    Created { peer: Peer, id: u64 },
+    Refused { peer: Peer, id: u64, code: ErrorCode, message: u32 },
+    NoTask { peer: Peer },
+    Wake { peer: Peer },
     Acknowledge { peer: Peer, request: u64, window: u32 },
     Ping { peer: Peer },
     GoAway { peer: Peer },
@@ -82,8 +88,11 @@ struct AssignmentRow {
     /// Its id, if it is a background task; else nothing.
     task_id: Part,
     deadline: Option<Time>,
+    /// For a pull worker.
+    number: u64,
     attempt: u8,
     held: bool,
+    form: u8,
 }
 
 /// Whom an effect is for; `None` for the one that is for nobody.
@@ -95,6 +104,10 @@ pub(crate) fn peer_mut<'a>(effect: &'a mut Effect<'_>) -> Option<&'a mut Peer> {
         | Effect::Result { peer, .. }
         | Effect::Fail { peer, .. }
         | Effect::Progress { peer, .. }
+        | Effect::Created { peer, .. }
+        | Effect::Refused { peer, .. }
+        | Effect::NoTask { peer }
+        | Effect::Wake { peer }
         | Effect::Acknowledge { peer, .. }
         | Effect::Ping { peer }
         | Effect::GoAway { peer }
@@ -116,8 +129,10 @@ impl EffectBatch {
             key: self.parts.add(details.key),
             task_id: self.parts.add(details.task_id.as_ref().map_or(&[], |id| id.as_slice())),
             deadline: details.deadline,
+            number: details.number,
             attempt: details.attempt,
             held: details.held,
+            form: details.form,
         };
         self.rows.push(Row::Assign { peer, assignment, details });
     }
@@ -146,9 +161,15 @@ impl EffectBatch {
                 let message = self.add_message(message);
                 Row::Fail { peer, id, code, message, payload: self.parts.add_payload(payload) }
             }
-            Effect::Progress { peer, id, done, total, payload } => {
-                Row::Progress { peer, id, done, total, payload: self.parts.add_payload(payload) }
+            Effect::Progress { peer, id, kind, done, total, payload } => {
+                Row::Progress { peer, id, kind, done, total, payload: self.parts.add_payload(payload) }
             }
+            Effect::Created { peer, id } => Row::Created { peer, id },
+            Effect::Refused { peer, id, code, message } => {
+                Row::Refused { peer, id, code, message: self.add_message(message) }
+            }
+            Effect::NoTask { peer } => Row::NoTask { peer },
+            Effect::Wake { peer } => Row::Wake { peer },
             Effect::Acknowledge { peer, request, window } => Row::Acknowledge { peer, request, window },
             Effect::Ping { peer } => Row::Ping { peer },
             Effect::GoAway { peer } => Row::GoAway { peer },
@@ -213,6 +234,8 @@ impl EffectBatch {
                     key: self.parts.get(details.key),
                     task_id: self.parts.get(details.task_id).try_into().ok(),
                     held: details.held,
+                    number: details.number,
+                    form: details.form,
                 };
                 return Some(Told::Assign(peer, assignment, details));
             }
@@ -226,9 +249,15 @@ impl EffectBatch {
                 let (message, payload) = (self.message(message), self.parts.payload(payload));
                 Effect::Fail { peer, id, code, message, payload }
             }
-            Row::Progress { peer, id, done, total, payload } => {
-                Effect::Progress { peer, id, done, total, payload: self.parts.payload(payload) }
+            Row::Progress { peer, id, kind, done, total, payload } => {
+                Effect::Progress { peer, id, kind, done, total, payload: self.parts.payload(payload) }
             }
+            Row::Created { peer, id } => Effect::Created { peer, id },
+            Row::Refused { peer, id, code, message } => {
+                Effect::Refused { peer, id, code, message: self.message(message) }
+            }
+            Row::NoTask { peer } => Effect::NoTask { peer },
+            Row::Wake { peer } => Effect::Wake { peer },
             Row::Acknowledge { peer, request, window } => Effect::Acknowledge { peer, request, window },
             Row::Ping { peer } => Effect::Ping { peer },
             Row::GoAway { peer } => Effect::GoAway { peer },

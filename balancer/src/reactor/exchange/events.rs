@@ -1,11 +1,15 @@
 //! Events on their way from a front reactor to the scheduler.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Batch;
 use super::parts::{Part, Parts, Text};
 use crate::background::Ask;
-use crate::scheduler::{AssignmentId, BackgroundId, Event, Finish, Peer, Registration, Submission};
+use crate::dialect::Asked;
+use crate::scheduler::{
+    AssignmentId, BackgroundId, Event, Finish, Peer, ProgressKind, Pull, Registration, Submission,
+};
 
 /// Rows whose memory an emptied batch keeps.
 const KEPT_ROWS: usize = 32 * 1024;
@@ -22,16 +26,14 @@ pub(crate) enum Said<'a> {
         /// What.
         ask: &'a Ask,
     },
-    /// A peer asks for a page of the status report.
-    Status {
+    /// A peer asks for something that is looked up where the scheduler is.
+    Asked {
         /// Who.
         peer: Peer,
         /// Its number for the question.
         id: u64,
-        /// Workers and actions to pass over.
-        offset: u32,
-        /// Workers and actions to give at most.
-        limit: u32,
+        /// What.
+        asked: &'a Asked,
     },
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct EventBatch {
     actions: Vec<Text>,
     /// The tasks that all registrations name.
     held: Vec<BackgroundId>,
+    /// What peers ask that is looked up where the scheduler is.
+    asked: Vec<Asked>,
     /// What clients ask of the store.
     asks: Vec<Ask>,
     /// Bytes of payload in `asks`.
@@ -79,9 +83,18 @@ enum Row {
         service_ns: Option<u64>,
         payload: Part,
     },
+    PullerJoined {
+        peer: Peer,
+        from: Option<IpAddr>,
+    },
+    Pull {
+        peer: Peer,
+        pull: PullRow,
+    },
     Progress {
         peer: Peer,
         assignment: AssignmentId,
+        kind: ProgressKind,
         done: u64,
         total: u64,
         payload: Part,
@@ -95,11 +108,10 @@ enum Row {
     Shutdown {
         grace: Duration,
     },
-    Status {
+    Asked {
         peer: Peer,
         id: u64,
-        offset: u32,
-        limit: u32,
+        at: u32,
     },
     Ask {
         peer: Peer,
@@ -117,6 +129,7 @@ struct TaskRow {
     wait: Option<Duration>,
     priority: u8,
     max_attempts: u8,
+    announced: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -132,6 +145,16 @@ struct RegistrationRow {
     actions: (u32, u32),
     /// The same of the tasks that it names.
     held: (u32, u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum PullRow {
+    Name(Text),
+    CanDo { action: Text, limit: Option<Duration> },
+    CantDo { action: Text },
+    Reset,
+    Grab { form: u8 },
+    Sleep,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +175,8 @@ pub(super) fn peer_of(event: &Event<'_>) -> Option<Peer> {
         | Event::Drain { peer, .. }
         | Event::Finished { peer, .. }
         | Event::Progress { peer, .. }
+        | Event::PullerJoined { peer, .. }
+        | Event::Pull { peer, .. }
         | Event::Heard { peer }
         | Event::Gone { peer } => Some(peer),
         // What the store says is said where the scheduler is.
@@ -177,6 +202,7 @@ impl EventBatch {
                     wait: task.wait,
                     priority: task.priority,
                     max_attempts: task.max_attempts,
+                    announced: task.announced,
                 },
             },
             Event::Finished { peer, assignment, finish, service_ns, payload } => Row::Finished {
@@ -205,9 +231,12 @@ impl EventBatch {
                 Row::Register { peer, registration: self.registration_row(registration) }
             }
             Event::Drain { peer, request, resume } => Row::Drain { peer, request, resume },
-            Event::Progress { peer, assignment, done, total, payload } => {
-                Row::Progress { peer, assignment, done, total, payload: self.parts.add_payload(payload) }
+            Event::Progress { peer, assignment, kind, done, total, payload } => {
+                let payload = self.parts.add_payload(payload);
+                Row::Progress { peer, assignment, kind, done, total, payload }
             }
+            Event::PullerJoined { peer, from } => Row::PullerJoined { peer, from },
+            Event::Pull { peer, pull } => Row::Pull { peer, pull: self.pull_row(pull) },
             // Two have rows of their own in `push`, and what the store says is said where the scheduler is: those
             // come here never.
             Event::Submit { peer, .. }
@@ -219,6 +248,28 @@ impl EventBatch {
             }
             Event::Gone { peer } => Row::Gone { peer },
             Event::Shutdown { grace } => Row::Shutdown { grace },
+        }
+    }
+
+    fn pull_row(&mut self, pull: Pull<'_>) -> PullRow {
+        match pull {
+            Pull::Name(name) => PullRow::Name(self.parts.add_text(name)),
+            Pull::CanDo { action, limit } => PullRow::CanDo { action: self.parts.add_text(action), limit },
+            Pull::CantDo { action } => PullRow::CantDo { action: self.parts.add_text(action) },
+            Pull::Reset => PullRow::Reset,
+            Pull::Grab { form } => PullRow::Grab { form },
+            Pull::Sleep => PullRow::Sleep,
+        }
+    }
+
+    fn pull(&self, row: PullRow) -> Pull<'_> {
+        match row {
+            PullRow::Name(name) => Pull::Name(self.parts.text(name)),
+            PullRow::CanDo { action, limit } => Pull::CanDo { action: self.parts.text(action), limit },
+            PullRow::CantDo { action } => Pull::CantDo { action: self.parts.text(action) },
+            PullRow::Reset => Pull::Reset,
+            PullRow::Grab { form } => Pull::Grab { form },
+            PullRow::Sleep => Pull::Sleep,
         }
     }
 
@@ -243,9 +294,10 @@ impl EventBatch {
         }
     }
 
-    /// Adds a question for the status report.
-    pub(crate) fn ask_status(&mut self, peer: Peer, id: u64, offset: u32, limit: u32) {
-        self.rows.push(Row::Status { peer, id, offset, limit });
+    /// Adds a question.
+    pub(crate) fn ask_about(&mut self, peer: Peer, id: u64, asked: Asked) {
+        self.rows.push(Row::Asked { peer, id, at: self.asked.len() as u32 });
+        self.asked.push(asked);
     }
 
     /// Adds what a client asks of the store.
@@ -270,6 +322,7 @@ impl EventBatch {
                     wait: task.wait,
                     key: self.parts.get(task.key),
                     max_attempts: task.max_attempts,
+                    announced: task.announced,
                 },
             },
             Row::Finished { peer, assignment, finish, service_ns, payload } => Event::Finished {
@@ -290,15 +343,17 @@ impl EventBatch {
                 Event::Register { peer, registration: self.registration(registration) }
             }
             Row::Drain { peer, request, resume } => Event::Drain { peer, request, resume },
-            Row::Progress { peer, assignment, done, total, payload } => {
-                Event::Progress { peer, assignment, done, total, payload: self.parts.payload(payload) }
+            Row::Progress { peer, assignment, kind, done, total, payload } => {
+                Event::Progress { peer, assignment, kind, done, total, payload: self.parts.payload(payload) }
             }
+            Row::PullerJoined { peer, from } => Event::PullerJoined { peer, from },
+            Row::Pull { peer, pull } => Event::Pull { peer, pull: self.pull(pull) },
             Row::Heard { peer } => Event::Heard { peer },
             Row::Gone { peer } => Event::Gone { peer },
             Row::Shutdown { grace } => Event::Shutdown { grace },
             Row::Ask { peer, at } => return Some(Said::Ask { peer, ask: &self.asks[at as usize] }),
-            Row::Status { peer, id, offset, limit } => {
-                return Some(Said::Status { peer, id, offset, limit });
+            Row::Asked { peer, id, at } => {
+                return Some(Said::Asked { peer, id, asked: &self.asked[at as usize] });
             }
         }))
     }
@@ -336,6 +391,8 @@ impl Batch for EventBatch {
         self.actions.shrink_to(KEPT_ROWS);
         self.held.clear();
         self.held.shrink_to(KEPT_ROWS);
+        self.asked.clear();
+        self.asked.shrink_to(KEPT_ROWS);
         self.asks.clear();
         self.asks.shrink_to(KEPT_ROWS);
         self.ask_bytes = 0;

@@ -12,8 +12,10 @@ use reparto_protocol::ErrorCode;
 
 use super::mailbox::Closed;
 use super::*;
+use crate::dialect::Asked;
 use crate::scheduler::{
-    Assignment, AssignmentId, Effect, Event, Finish, Payload, Registration, Submission, Time,
+    Assignment, AssignmentId, Effect, Event, Finish, Payload, ProgressKind, Pull, Registration, Submission,
+    Time,
 };
 
 /// Texts and payloads that events and effects are made of: small ones, and some about the size from which on
@@ -46,7 +48,7 @@ impl Material {
     fn event(&self, random: &mut Rng) -> Event<'_> {
         let peer = Peer { index: random.u32(..100), generation: random.u32(..) };
         let assignment = AssignmentId(random.u64(..));
-        match random.u8(..10) {
+        match random.u8(..12) {
             0 => Event::ClientJoined { peer },
             1..4 => {
                 let action = self.text(random);
@@ -84,8 +86,25 @@ impl Material {
                 let service_ns = random.bool().then(|| random.u64(..));
                 Event::Finished { peer, assignment, finish, service_ns, payload: self.payload(random) }
             }
-            8 => Event::Progress { peer, assignment, done: 1, total: 2, payload: self.payload(random) },
+            8 => {
+                let kind = [ProgressKind::Report, ProgressKind::Data][random.usize(..2)];
+                Event::Progress { peer, assignment, kind, done: 1, total: 2, payload: self.payload(random) }
+            }
+            9 => Event::PullerJoined { peer, from: random.bool().then(|| [127, 0, 0, random.u8(..)].into()) },
+            10 => Event::Pull { peer, pull: self.pull(random) },
             _ => [Event::Heard { peer }, Event::Gone { peer }][random.usize(..2)].clone(),
+        }
+    }
+
+    fn pull(&self, random: &mut Rng) -> Pull<'_> {
+        let limit = random.bool().then(|| Duration::from_millis(random.u64(..1000)));
+        match random.u8(..6) {
+            0 => Pull::Name(self.text(random)),
+            1 => Pull::CanDo { action: self.text(random), limit },
+            2 => Pull::CantDo { action: self.text(random) },
+            3 => Pull::Reset,
+            4 => Pull::Grab { form: random.u8(..) },
+            _ => Pull::Sleep,
         }
     }
 
@@ -96,10 +115,17 @@ impl Material {
             true => Cow::Borrowed("a sentence"),
             false => Cow::Owned(self.text(random).to_owned()),
         };
-        match random.u8(..8) {
+        match random.u8(..10) {
+            8 => Effect::Refused { peer, id, code, message },
+            9 => [Effect::Created { peer, id }, Effect::NoTask { peer }, Effect::Wake { peer }]
+                [random.usize(..3)]
+            .clone(),
             0 => Effect::CancelAssignment { peer, assignment: AssignmentId(id), recall: random.bool() },
             1 => Effect::Fail { peer, id, code, message, payload: self.payload(random) },
-            2 => Effect::Progress { peer, id, done: 3, total: 4, payload: self.payload(random) },
+            2 => {
+                let kind = ProgressKind::Warning;
+                Effect::Progress { peer, id, kind, done: 3, total: 4, payload: self.payload(random) }
+            }
             3 => Effect::Acknowledge { peer, request: id, window: random.u32(..) },
             4 => [Effect::Ping { peer }, Effect::GoAway { peer }, Effect::Stopped][random.usize(..3)].clone(),
             5 => Effect::Close { peer, code, message },
@@ -115,12 +141,13 @@ fn events_come_out_as_they_went_in_and_in_their_order_however_often_a_batch_is_u
     for _ in 0..20 {
         let events: Vec<Event<'_>> = (0..200).map(|_| material.event(&mut random)).collect();
         events.iter().for_each(|event| batch.push(event));
-        batch.ask_status(Peer { index: 1, generation: 2 }, 3, 4, 5);
+        batch.ask_about(Peer { index: 1, generation: 2 }, 3, Asked::Status { offset: 4, limit: 5 });
         for (at, event) in events.iter().enumerate() {
             let Some(Said::Event(said)) = batch.get(at) else { panic!("{event:?} is not there") };
             assert_eq!(format!("{said:?}"), format!("{event:?}"));
         }
-        assert!(matches!(batch.get(200), Some(Said::Status { id: 3, offset: 4, limit: 5, .. })));
+        let Some(Said::Asked { id: 3, asked, .. }) = batch.get(200) else { panic!("no question") };
+        assert_eq!(asked, &Asked::Status { offset: 4, limit: 5 });
         assert!(batch.get(201).is_none() && batch.size().0 == 201);
         batch.clear();
         assert!(batch.is_empty() && batch.size() == (0, 0));
@@ -143,6 +170,8 @@ fn effects_come_out_as_they_went_in_and_in_their_order_however_often_a_batch_is_
             key: b"key",
             task_id: Some([9; 16]),
             held: true,
+            number: 1 << 41,
+            form: 3,
         };
         batch.assign(peer, AssignmentId(5), &details);
         batch.report(peer, 6, Bytes::from_static(b"{}"));

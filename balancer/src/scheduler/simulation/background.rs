@@ -150,6 +150,7 @@ impl Simulation {
             priority: self.random.u8(..10),
             deadline: stored.deadline.map(|deadline| deadline.since(self.now)),
             max_attempts: stored.max_attempts,
+            key: b"",
             spent: stored.attempts,
             backoff_first_ms: if self.random.bool() { 0 } else { 1 << self.random.u32(..12) },
             backoff_most_ms: 10_000,

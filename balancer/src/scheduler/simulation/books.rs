@@ -16,6 +16,8 @@ pub(super) struct SimTask {
     pub(super) deadline: Option<Time>,
     /// It may be expired from here on, having waited for its first assignment.
     pub(super) waits_until: Time,
+    /// A worker that had it limits how long it runs, so that it may be expired for that.
+    pub(super) is_limited: bool,
 }
 
 /// What a worker has not answered.
@@ -45,6 +47,19 @@ pub(super) struct SimWorker {
     pub(super) draining: bool,
     /// It hands back at once what is recalled.
     pub(super) hands_back: bool,
+    /// It asks for its tasks.
+    pub(super) pulls: Option<SimPuller>,
+}
+
+/// What the outside knows of a worker that asks for its tasks.
+#[derive(Debug, Default)]
+pub(super) struct SimPuller {
+    /// It has gone to sleep, and was not woken.
+    pub(super) asleep: bool,
+    /// What it has asked for and was not answered.
+    pub(super) asked: u32,
+    /// It limits how long a run takes, of one action at least.
+    pub(super) limits: bool,
 }
 
 /// What somebody outside does at once when an effect reaches him.
@@ -73,10 +88,17 @@ pub(super) struct Books {
     pub(super) workers: BTreeMap<Peer, SimWorker>,
     pub(super) tasks: HashMap<u64, SimTask>,
     pub(super) replies: Vec<Reply>,
+    /// A worker has limited how long a run takes.
+    pub(super) some_limit: bool,
     pub(super) stopped: bool,
     /// What has happened at least once.
     pub(super) seen: BTreeSet<&'static str>,
     assignments: HashSet<AssignmentId>,
+}
+
+/// The form with which a pull worker asks.
+pub(super) fn form_of(peer: Peer) -> u8 {
+    peer.generation as u8
 }
 
 /// The serial that a payload carries.
@@ -166,8 +188,28 @@ impl Books {
             Effect::Note { .. } | Effect::Claim { .. } | Effect::Unwanted { .. } | Effect::Answer { .. } => {
                 panic!("there are no background tasks here")
             }
+            Effect::Created { peer, id } => {
+                assert!(self.clients[&peer].contains_key(&id), "it is announced before the answer");
+            }
+            Effect::Refused { peer, id, code, .. } => {
+                self.answered(peer, id);
+                self.seen.insert(code.name());
+            }
+            Effect::NoTask { peer } => {
+                self.puller(peer).asked -= 1;
+                self.seen.insert("asked in vain");
+            }
+            Effect::Wake { peer } => {
+                assert!(std::mem::take(&mut self.puller(peer).asleep), "one that is awake is woken");
+                self.seen.insert("woken");
+            }
             Effect::Acknowledge { .. } | Effect::GoAway { .. } => {}
         }
+    }
+
+    pub(super) fn puller(&mut self, peer: Peer) -> &mut SimPuller {
+        let worker = self.workers.get_mut(&peer).expect("it is there");
+        worker.pulls.as_mut().expect("it pulls")
     }
 
     fn assigned(&mut self, details: &Assignment<'_>, peer: Peer, assignment: AssignmentId) {
@@ -183,6 +225,13 @@ impl Books {
             assert!(!worker.asked, "a worker that may be lost is given a task");
             assert!(!worker.draining, "a draining worker is given a task");
         }
+        if let Some(puller) = &mut worker.pulls {
+            puller.asked = puller.asked.checked_sub(1).expect("it has asked for a task");
+            // What is looked up afterwards does not have it.
+            assert!(!self.late || details.form == form_of(peer), "the form is what it asked with");
+            self.seen.insert("given what it asked for");
+            self.tasks.entry(serial).and_modify(|task| task.is_limited |= puller.limits);
+        }
         worker.holds.push(Hold { assignment, serial, recalled: false });
         assert!(worker.holds.len() <= worker.window as usize, "a worker is over its window");
     }
@@ -191,14 +240,16 @@ impl Books {
         let serial = self.answered(peer, id);
         let task = &self.tasks[&serial];
         // One that has joined another shares that one's fate.
-        if task.key.is_empty() {
+        if task.key.is_empty() && !task.is_limited {
             match code {
                 ErrorCode::AttemptsExhausted => {
                     assert!(self.late || task.spent == task.max_attempts, "it had attempts left");
                 }
                 ErrorCode::Expired => {
                     let due = task.deadline.is_some_and(|deadline| deadline <= now);
-                    assert!(due || task.waits_until <= now, "expired before its time");
+                    // Of an assignment it may not have been told yet.
+                    let may_be_limited = self.late && self.some_limit;
+                    assert!(due || task.waits_until <= now || may_be_limited, "expired before its time");
                 }
                 _ => {}
             }

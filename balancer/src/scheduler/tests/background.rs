@@ -12,6 +12,7 @@ fn task(id: BackgroundId) -> BackgroundTask<'static> {
         priority: 4,
         deadline: None,
         max_attempts: 3,
+        key: b"",
         spent: 0,
         backoff_first_ms: 1000,
         backoff_most_ms: 60_000,

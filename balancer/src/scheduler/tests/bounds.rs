@@ -127,8 +127,14 @@ fn a_client_that_is_gone_is_told_nothing_while_it_is_seen_off() {
     assert_eq!(world.submit_with(client, 3, |task| task.key = b"shared"), []);
     assert_eq!(world.submit_with(other, 9, |task| task.key = b"shared"), []);
     let mut out = world.gone(client);
-    let progress =
-        Event::Progress { peer: worker, assignment: held[2].1, done: 1, total: 2, payload: Payload::EMPTY };
+    let progress = Event::Progress {
+        peer: worker,
+        assignment: held[2].1,
+        kind: ProgressKind::Report,
+        done: 1,
+        total: 2,
+        payload: Payload::EMPTY,
+    };
     assert_eq!(world.handle(progress), [Out::Progress(other, 9, 1)]);
     out.extend(held.iter().flat_map(|assigned| world.finish(*assigned, Finish::Done)));
     while world.more_is_due() {
@@ -217,7 +223,14 @@ fn progress_is_passed_on_to_the_first_always_and_to_many_no_oftener_than_is_affo
     let mut told = (0, 0);
     for _ in 0..1_000 {
         let payload = Payload::EMPTY;
-        let event = Event::Progress { peer: worker, assignment: assigned.1, done: 1, total: 2, payload };
+        let event = Event::Progress {
+            peer: worker,
+            assignment: assigned.1,
+            kind: ProgressKind::Report,
+            done: 1,
+            total: 2,
+            payload,
+        };
         let out = world.handle(event);
         assert_eq!(out[0], Out::Progress(first, 1, 1));
         told = (told.0 + 1, told.1 + out.len() - 1);
@@ -226,7 +239,14 @@ fn progress_is_passed_on_to_the_first_always_and_to_many_no_oftener_than_is_affo
     assert!((1_000..100_000).contains(&told.1), "{told:?}");
     world.pass(SECOND);
     let payload = Payload::EMPTY;
-    let event = Event::Progress { peer: worker, assignment: assigned.1, done: 2, total: 2, payload };
+    let event = Event::Progress {
+        peer: worker,
+        assignment: assigned.1,
+        kind: ProgressKind::Report,
+        done: 2,
+        total: 2,
+        payload,
+    };
     assert_eq!(world.handle(event).len(), 1_001, "a while later it may be told to all again");
 }
 

@@ -96,7 +96,14 @@ fn progress_reaches_the_client_under_its_own_number() {
     world.worker("w", 1, 1, &["a"]);
     let (peer, assignment) = world.assigned(client, 9);
     let payload = Payload::EMPTY;
-    let out = world.handle(Event::Progress { peer, assignment, done: 3, total: 10, payload });
+    let out = world.handle(Event::Progress {
+        peer,
+        assignment,
+        kind: ProgressKind::Report,
+        done: 3,
+        total: 10,
+        payload,
+    });
     assert_eq!(out, [Out::Progress(client, 9, 3)]);
 }
 

@@ -8,7 +8,7 @@ use reparto_protocol::{ErrorCode, cut, limits};
 use super::wire::{Letter, Said, Task};
 use super::{AWAY, BACK, Lent, MOST_ACTIONS, MOST_LENT, MOST_UNTAKEN, SILENT, SOON, WAITED, WITHIN};
 use crate::background::{Assigned, Keeper, Outlet, Pending};
-use crate::scheduler::{AssignmentId, Event, Finish, Payload, Registration, Scheduler, Time};
+use crate::scheduler::{AssignmentId, Event, Finish, Payload, ProgressKind, Registration, Scheduler, Time};
 
 impl Keeper {
     /// Asks, for the actions of which tasks wait here, whether anybody consumes their queues.
@@ -127,7 +127,10 @@ impl Keeper {
                 return;
             }
             Said::Progress { done, total, payload } => {
-                Event::Progress { peer, assignment, done: *done, total: *total, payload: payload.into() }
+                let (done, total) = (*done, *total);
+                // Parts and warnings, which only Gearman's workers send, travel as reports.
+                let kind = ProgressKind::Report;
+                Event::Progress { peer, assignment, kind, done, total, payload: payload.into() }
             }
             Said::Done(result) => {
                 let (finish, payload) = (Finish::Done, result.into());

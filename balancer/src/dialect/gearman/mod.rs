@@ -1,0 +1,150 @@
+//! The Gearman dialect: the binary protocol of gearmand, and its administrative text commands on the same port, so that
+//! clients and workers made for that server work here unchanged.
+//!
+//! ```text
+//!  first byte of a packet  \0 ----> binary: a client's or a worker's packet; one connection may be both
+//!                    another -----> text: a command, up to the line's end
+//! ```
+//!
+//! A job is a task, a function an action, a unique id a key. What a client's session needs to name a job, it puts into
+//! the number that it gives the task; what a worker's needs to find an assignment by its handle, it keeps here. See
+//! docs/GEARMAN.md for what differs from gearmand.
+
+mod decode;
+mod encode;
+mod handle;
+mod key;
+mod packet;
+mod questions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use handle::Handle;
+pub use questions::Question;
+pub(crate) use questions::{Place, reply};
+
+use crate::dialect::PeerKind;
+use crate::scheduler::{AssignmentId, BackgroundId};
+
+/// Longest text command, in bytes, its line's end included.
+const MAX_LINE_BYTES: usize = 1024;
+
+/// Questions to the store that a connection may have under way.
+const MAX_ASKED: usize = 1024;
+
+/// Set in the number of what is asked of the store, where no job's number has a bit.
+const ASK_BIT: u64 = 1 << 63;
+
+/// Where a number says what is asked.
+const ASK_SHIFT: u32 = 60;
+
+/// What all Gearman sessions of a balancer share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What handles begin with.
+    prefix: Box<str>,
+    /// Counts jobs, so that no two have the same handle.
+    jobs: AtomicU64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Shared::new("")
+    }
+}
+
+impl Shared {
+    /// For a balancer on this host.
+    pub fn new(host: &str) -> Self {
+        Shared { prefix: handle::prefix(host).into(), jobs: AtomicU64::new(1) }
+    }
+
+    /// What handles begin with.
+    fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn next_count(&self) -> u64 {
+        self.jobs.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What a session has asked the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Request {
+    /// To take a background job.
+    Submit,
+    /// How a background job stands, for GET_STATUS.
+    Status,
+    /// To cancel a background job, for a text command.
+    Cancel,
+}
+
+impl Request {
+    fn number(self, count: u64) -> u64 {
+        ASK_BIT | (self as u64) << ASK_SHIFT | count & ((1 << ASK_SHIFT) - 1)
+    }
+
+    /// What a number asks; `None` for a job's.
+    fn of(number: u64) -> Option<Request> {
+        if number & ASK_BIT == 0 {
+            return None;
+        }
+        [Request::Submit, Request::Status, Request::Cancel]
+            .get((number >> ASK_SHIFT & 0b111) as usize)
+            .copied()
+    }
+}
+
+/// A connection's state in the Gearman dialect.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    from: Option<IpAddr>,
+    /// The scheduler knows it as a client.
+    is_client: bool,
+    /// The scheduler knows it as a worker.
+    is_worker: bool,
+    /// It wants to be told of exceptions.
+    exceptions: bool,
+    /// What came last was text, so a last word is said in text, too.
+    speaks_text: bool,
+    /// What it was given as a worker and has not answered, the oldest first. The scheduler bounds it.
+    held: VecDeque<(Handle, AssignmentId)>,
+    /// The job that it has ended last with an exception: its library may say once more that it failed.
+    excepted: Option<Handle>,
+    /// The background jobs that it has asked about, with the numbers of its questions.
+    asked: Vec<(u64, BackgroundId)>,
+}
+
+impl Session {
+    /// The state of a connection that has just come.
+    pub fn new(shared: &Arc<Shared>, from: Option<IpAddr>) -> Self {
+        Session {
+            shared: Arc::clone(shared),
+            from,
+            is_client: false,
+            is_worker: false,
+            exceptions: false,
+            speaks_text: false,
+            held: VecDeque::new(),
+            excepted: None,
+            asked: Vec::new(),
+        }
+    }
+
+    /// What the peer is to the scheduler.
+    pub fn kind(&self) -> PeerKind {
+        match (self.is_client, self.is_worker) {
+            (false, false) => PeerKind::Unknown,
+            (true, false) => PeerKind::Client,
+            (false, true) => PeerKind::Worker,
+            (true, true) => PeerKind::Both,
+        }
+    }
+}
