@@ -336,7 +336,7 @@ fn malformed_lines_end_no_connection_and_one_too_many_is_told() {
     .map(|line| (Lines::connect(served.lines), line))
     .into();
     for (peer, line) in &mut peers {
-        peer.asks(if line.starts_with("TASK") { "TASK|1" } else { *line });
+        peer.asks(if line.starts_with("TASK") { "TASK|1" } else { line });
     }
     for round in 0..10_000 {
         let (peer, line) = &mut peers[random.usize(..4)];
