@@ -120,6 +120,7 @@ impl WayRig {
             silence: config.silence,
             policy: Policy::default(),
             has_store: false,
+            gearman: Default::default(),
         };
         let mut rig = WayRig {
             context,
@@ -133,7 +134,8 @@ impl WayRig {
         for number in 0..clients + workers {
             let role = if number < clients { Role::Client } else { Role::Worker };
             let listener = if role == Role::Client { Listener::Clients } else { Listener::Workers };
-            rig.ends.ends.push(End { session: Session::new(listener), output: Output::default() });
+            let session = Session::new(listener, &rig.context, None);
+            rig.ends.ends.push(End { session, output: Output::default() });
             let mut wire = BytesMut::new();
             let hello = Hello { version: limits::VERSION, role, features: 0, agent: "", token: &[] };
             Message::Hello(hello).encode(&mut wire);
