@@ -121,6 +121,7 @@ impl WayRig {
             policy: Policy::default(),
             has_store: false,
             lines_action: "default".into(),
+            gearman: Default::default(),
         };
         let mut rig = WayRig {
             context,
@@ -134,7 +135,8 @@ impl WayRig {
         for number in 0..clients + workers {
             let role = if number < clients { Role::Client } else { Role::Worker };
             let listener = if role == Role::Client { Listener::Clients } else { Listener::Workers };
-            rig.ends.ends.push(End { session: Session::new(listener), output: Output::default() });
+            let session = Session::new(listener, &rig.context, None);
+            rig.ends.ends.push(End { session, output: Output::default() });
             let mut wire = BytesMut::new();
             let hello = Hello { version: limits::VERSION, role, features: 0, agent: "", token: &[] };
             Message::Hello(hello).encode(&mut wire);
