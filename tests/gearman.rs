@@ -199,7 +199,7 @@ echo ok
 #[test]
 fn a_client_and_a_worker_on_libgearman_see_what_gearmand_would_show_them() {
     let server = Server::start();
-    let arguments = |role| {
+    let arguments = |role: &str| {
         let mut command = Command::new(in_c());
         command.args([role, &server.host, &server.port]);
         command
