@@ -17,7 +17,9 @@ use crate::scheduler::{Event, Payload, Scheduler, Submission, Time};
 const WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a lent task that has come waits for room, before it goes back for others to take.
 const AT_DOOR: std::time::Duration = std::time::Duration::from_millis(200);
-/// Messages on their way to a door, at most.
+/// Messages on their way to a door, at least and at most: more than there is room for, lest each short task wait for the
+/// one before it to be acknowledged.
+const LEAST_PREFETCHED: usize = 16;
 const MOST_PREFETCHED: usize = 64;
 /// Longest reason that travels, in bytes.
 const MOST_REASON: usize = 4000;
@@ -36,7 +38,7 @@ impl Sharing {
         for (action, room) in room {
             if !self.travel.doors.contains_key(action) {
                 self.next_consumer += 1;
-                let prefetch = u16::try_from(room.min(MOST_PREFETCHED)).unwrap_or(1);
+                let prefetch = u16::try_from(room.clamp(LEAST_PREFETCHED, MOST_PREFETCHED)).unwrap_or(1);
                 self.bus.begin(self.next_consumer, self.travel_queue(action), prefetch);
                 self.travel.doors.insert(action.into(), self.next_consumer);
             }
