@@ -16,7 +16,7 @@ struct Server {
     balancer: Balancer,
     host: String,
     port: String,
-    _data: tempfile::TempDir,
+    data: PathBuf,
 }
 
 impl Server {
@@ -25,13 +25,16 @@ impl Server {
     }
 
     fn start_with(flags: &[&str]) -> Server {
-        let data = tempfile::tempdir().unwrap();
-        let folder = data.path().to_str().unwrap();
-        let flags = [&["--gearman", "127.0.0.1:0", "--data", folder], flags].concat();
+        Server::start_on(support::folder(), flags)
+    }
+
+    /// On the data of a former one, or in a folder of its own.
+    fn start_on(data: PathBuf, flags: &[&str]) -> Server {
+        let flags = [&["--gearman", "127.0.0.1:0", "--data", data.to_str().unwrap()], flags].concat();
         let balancer = Balancer::start_with(&flags);
         let address = balancer.address("gearman");
         let (host, port) = address.split_once(':').unwrap();
-        Server { host: host.to_owned(), port: port.to_owned(), balancer, _data: data }
+        Server { host: host.to_owned(), port: port.to_owned(), balancer, data }
     }
 
     /// A program of Debian's, with the address and these arguments.
@@ -130,29 +133,16 @@ fn a_background_job_runs_though_the_balancer_was_killed_before_there_was_a_worke
     let again = server.gearman(&["-v", "-b", "-f", "cat", "-u", "once"], "hola");
     assert_eq!(said, again, "one that is alive is not taken in twice");
     assert_eq!(server.gearadmin(&["--show-unique-jobs"]), "once\n.\n");
-    let data = server._data.path().to_str().unwrap().to_owned();
     let task = said.trim().rsplit(':').next().unwrap().to_owned();
-    let Server { balancer, _data, .. } = server;
+    let Server { balancer, data, .. } = server;
     balancer.process.kill();
-    let server = Server::start_with_data(&data);
+    let server = Server::start_on(data, &[]);
     wait_until("it is read again", || server.gearadmin(&["--show-unique-jobs"]) == "once\n.\n");
     let once_more = server.gearman(&["-v", "-b", "-f", "cat", "-u", "once"], "hola");
     assert!(once_more.contains(&task), "the unique id is kept with the job: {once_more}");
     let _worker = server.worker("cat", &["cat"]);
     let result = support::run(["get", &task, "--wait", "60s", "--balancer", &server.balancer.clients]);
     assert_eq!(result.success_text(), "hola\n");
-    drop(_data);
-}
-
-impl Server {
-    /// On the data of a former one.
-    fn start_with_data(folder: &str) -> Server {
-        let balancer = Balancer::start_with(&["--gearman", "127.0.0.1:0", "--data", folder]);
-        let address = balancer.address("gearman");
-        let (host, port) = address.split_once(':').unwrap();
-        let _data = tempfile::tempdir().unwrap();
-        Server { host: host.to_owned(), port: port.to_owned(), balancer, _data }
-    }
 }
 
 #[test]

@@ -113,6 +113,7 @@ impl NewBackgroundTask {
             key: Bytes::new(),
             idempotency_key: Bytes::new(),
             idempotency_window: limits::DEFAULT_IDEMPOTENCY,
+            key: Bytes::new(),
         }
     }
 }
