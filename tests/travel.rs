@@ -112,7 +112,7 @@ fn a_task_is_given_again_when_the_balancer_that_has_it_is_killed() {
 
 #[test]
 fn a_task_comes_back_to_where_it_was_handed_in_when_rabbitmq_is_killed() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
     let at_first = client(&first);
     let gate = folder().join("go");

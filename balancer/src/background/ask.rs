@@ -113,7 +113,6 @@ impl NewBackgroundTask {
             key: Bytes::new(),
             idempotency_key: Bytes::new(),
             idempotency_window: limits::DEFAULT_IDEMPOTENCY,
-            key: Bytes::new(),
         }
     }
 }

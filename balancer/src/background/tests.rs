@@ -235,7 +235,6 @@ fn recorded(id: u64) -> Ask {
         key: Bytes::new(),
         idempotency_key: Bytes::new(),
         idempotency_window: Duration::ZERO,
-        key: Bytes::new(),
     }))
 }
 
