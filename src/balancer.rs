@@ -1,5 +1,6 @@
 //! `reparto balancer`: settings from flags, variables and a file, the balancer itself, and signals that stop it.
 
+mod amqp;
 mod signals;
 mod store;
 mod title;
@@ -89,6 +90,17 @@ pub(crate) struct Args {
     /// postgres://... and --blobs that all of them reach
     #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BUS", hide_env_values = true)]
     bus: Option<String>,
+
+    /// Take tasks from this queue of RabbitMQ, as any program publishes them: JSON with `action` and `payload`. Their
+    /// outcomes are told to `reply_to`. Repeatable; needs --bus
+    #[arg(long, value_name = "QUEUE", value_delimiter = ',', env = "REPARTO_BALANCER_AMQP_QUEUE")]
+    amqp_queue: Vec<String>,
+
+    /// Hand an action's tasks to programs that consume this queue of RabbitMQ, as JSON, and take their answers by
+    /// `reply_to`; with ?reply=no the queue having a task ends it. Behind the ? also in_flight=N [256] and limit=TIME for
+    /// an answer [1h]. Repeatable; needs --bus
+    #[arg(long, value_name = "ACTION=QUEUE", value_delimiter = ',', env = "REPARTO_BALANCER_AMQP_WORKER")]
+    amqp_worker: Vec<String>,
 
     /// Keep nothing: background tasks are refused with `store_unavailable`
     #[arg(long, conflicts_with_all = ["data", "store", "blobs"], env = "REPARTO_BALANCER_NO_DATA")]
@@ -194,6 +206,8 @@ struct File {
     store: Option<String>,
     blobs: Option<String>,
     bus: Option<String>,
+    amqp_queue: Vec<String>,
+    amqp_worker: Vec<String>,
     no_data: Option<bool>,
     durability: Option<String>,
     keep_results: Option<Span>,

@@ -1,7 +1,7 @@
 //! `reparto bench`: Reparto's speed, measured on this machine.
 
-use std::io::{self, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use reparto_bench::peers::{self, Options, Parts, PeersError, Report, Scenario, Server, page};
 
-use crate::client_side::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, complain};
+use crate::client_side::{EXIT_FAILED, EXIT_USAGE, complain};
 use crate::parse;
+use conclusion::Conclusion;
 
+mod conclusion;
 #[cfg(unix)]
 mod crash;
 mod durable;
@@ -179,45 +181,18 @@ fn fail(code: u8, sentence: &str) -> ExitCode {
 
 /// Prints and writes what was found, and finds the exit code.
 fn conclude(args: &PeersArgs, report: &Report) -> ExitCode {
-    for lacking in &report.lacking {
-        complain(&lacking.to_string());
+    Conclusion {
+        lacking: &report.lacking,
+        failures: &report.failures,
+        is_whole: report.is_whole(),
+        json: args.json.then(|| report.json()),
+        tables: report.tables(),
+        page: args.write.as_deref(),
     }
-    for failure in &report.failures {
-        complain(failure);
-    }
-    let mut code = if report.is_whole() { EXIT_OK } else { EXIT_FAILED };
-    if let Err(error) = print(args, report)
-        && error.kind() != ErrorKind::BrokenPipe
-    {
-        complain(&format!("the report cannot be written to standard output: {error}"));
-        code = EXIT_FAILED;
-    }
-    if let Some(path) = &args.write {
-        match page::write(report, &command_line(), Path::new(path)) {
-            Ok(files) => {
-                for file in files.iter().filter(|_| !args.json) {
-                    // Nobody may be reading there, which is no reason to fail.
-                    let _ = writeln!(io::stdout().lock(), "written: {}", file.display());
-                }
-            }
-            Err(error) => {
-                complain(&error.to_string());
-                code = EXIT_FAILED;
-            }
-        }
-    }
-    ExitCode::from(code)
+    .tell(|out| print_conditions(report, out), |path| page::write(report, &command_line(), path))
 }
 
-fn print(args: &PeersArgs, report: &Report) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", report.json()?)?;
-        return out.flush();
-    }
-    for table in report.tables() {
-        writeln!(out, "{}", table.plain())?;
-    }
+fn print_conditions(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let machine = &report.machine;
     writeln!(out, "{} cores of {}; {}", machine.cores, machine.processor, machine.system)?;
     writeln!(out, "load averages when it began: {}", machine.load)?;
@@ -226,8 +201,7 @@ fn print(args: &PeersArgs, report: &Report) -> io::Result<()> {
         out,
         "{} rounds, {:?} measured in each; medians, and ratios of Reparto's figure by the other's, with their range",
         report.rounds, report.duration
-    )?;
-    out.flush()
+    )
 }
 
 /// How this program was called, so that its figures can be had again.

@@ -7,10 +7,6 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-/// Units of time and how many seconds they have.
-const TIME_UNITS: [(&str, f64); 6] =
-    [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86_400.0)];
-
 /// Units of size and how many bytes they have. Matched without regard to case.
 const SIZE_UNITS: [(&str, u64); 10] = [
     ("", 1),
@@ -37,18 +33,7 @@ fn split_number(text: &str) -> (&str, &str) {
 /// # Errors
 /// A sentence that says what is wrong with the text, and what a right one looks like.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = split_number(text.trim());
-    let hint = "write a number and a unit, such as 500ms, 5s or 1m";
-    let value: f64 = number.parse().map_err(|_| format!("'{text}' is not a duration; {hint}"))?;
-    if unit.is_empty() && value != 0.0 {
-        return Err(format!("'{text}' has no unit; {hint}"));
-    }
-    let seconds = match TIME_UNITS.iter().find(|(name, _)| *name == unit) {
-        Some((_, seconds)) => *seconds,
-        None if unit.is_empty() => 0.0,
-        None => return Err(format!("'{unit}' is not a unit of time; {hint}")),
-    };
-    Duration::try_from_secs_f64(value * seconds).map_err(|_| format!("'{text}' is too long a time"))
+    reparto_protocol::parse_duration(text).map_err(|error| error.to_string())
 }
 
 /// Reads a size in bytes: a whole number, alone or with a unit such as `KiB`, `MiB`, `GiB`, `KB`, `MB` or `GB`.

@@ -26,7 +26,7 @@ const ACTIONS_WIDTH: usize = 48;
 /// Show the workers, actions and counts of a running balancer.
 ///
 /// Store and blobs: where background tasks and their large results are kept, whether that can be used, and what waits
-/// to be written. Workers: tasks run at once, in flight now, done and failed since they registered, mean time a task, state and
+/// to be written. Bus: the same of RabbitMQ; intake: messages of a queue of plain AMQP that wait to be taken in. Workers: tasks run at once, in flight now, done and failed since they registered, mean time a task, state and
 /// actions. Actions: workers that offer them, tasks that wait and that run. Colours are left out when NO_COLOR is
 /// set or the output is no terminal.
 #[derive(clap::Args, Debug)]

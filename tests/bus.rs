@@ -5,43 +5,12 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use reparto_client::{Accepted, Client, ErrorCode, Fetched, Reply, TaskId};
-use support::engines::Engines;
+use support::sharing::Shared;
 use support::{Balancer, PATIENCE, Process, folder, reparto, wait_until};
-
-/// Engines, and what balancers need to share them.
-struct Shared {
-    engines: Engines,
-    blobs: PathBuf,
-}
-
-impl Shared {
-    fn start() -> Shared {
-        Shared { engines: Engines::start(&["postgres", "rabbitmq"]), blobs: folder() }
-    }
-
-    fn command(&self, clients: &str, workers: &str) -> Command {
-        let mut command = reparto(["balancer", "--clients", clients, "--workers", workers]);
-        command.args(["--store", self.engines.postgres_url(), "--bus", self.engines.rabbitmq_url()]);
-        command.arg("--blobs").arg(format!("file:{}", self.blobs.display()));
-        command.env_remove("REPARTO_BALANCER_NO_DATA");
-        command
-    }
-
-    fn balancer(&self) -> Balancer {
-        self.balancer_with(&[])
-    }
-
-    fn balancer_with(&self, flags: &[&str]) -> Balancer {
-        let mut command = self.command("127.0.0.1:0", "127.0.0.1:0");
-        command.args(flags);
-        Balancer::from_command(command)
-    }
-}
 
 /// A client of one balancer, or of the first of several that it reaches.
 fn client(balancers: &[&Balancer]) -> Client {
@@ -127,20 +96,11 @@ fn under_load(client: &Client, while_this: impl FnOnce()) -> Vec<(TaskId, String
 fn all_end(shared: &Shared, clients: &[&Client], tasks: &[(TaskId, String)]) {
     assert!(tasks.len() > 100, "there was no load: {}", tasks.len());
     let open = "SELECT state, owner, publisher, count(*), min(id::text) FROM tasks WHERE state <= 2 GROUP BY 1, 2, 3";
-    let explain = || format!("{}\n{}", psql(shared, open), psql(shared, "SELECT * FROM balancers"));
+    let explain = || format!("{}\n{}", shared.psql(open), shared.psql("SELECT * FROM balancers"));
     for (number, (task, payload)) in tasks.iter().enumerate() {
         let result = fetch_or(clients[number % clients.len()], *task, &explain);
         assert_eq!(result, payload.to_uppercase(), "{task}");
     }
-}
-
-/// How the tasks in the table ended, as "state count" lines, and how many rows there are.
-fn psql(shared: &Shared, sql: &str) -> String {
-    let mut command = Command::new("psql");
-    command.args(["-XAt", "-v", "ON_ERROR_STOP=1", "-d", shared.engines.postgres_url(), "-c", sql]);
-    let output = command.output().expect("this test needs psql; install it (Debian: postgresql-client)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[test]
@@ -225,14 +185,14 @@ fn all_that_a_killed_balancer_had_ends_at_the_other() {
     let tasks = under_load(&both, || first.take().unwrap().process.kill());
     all_end(&shared, &[&both], &tasks);
     assert_eq!(
-        psql(&shared, "SELECT count(*) FROM tasks WHERE state <= 2 AND owner IS NULL AND state <> 1"),
+        shared.psql("SELECT count(*) FROM tasks WHERE state <= 2 AND owner IS NULL AND state <> 1"),
         "0"
     );
 }
 
 #[test]
 fn rabbitmq_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
     let (at_first, at_second) = (client(&[&first]), client(&[&second]));
     let _workers = [first.worker("ana"), second.worker("luis")];
@@ -249,7 +209,7 @@ fn rabbitmq_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() 
 
 #[test]
 fn postgresql_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
     let (at_first, at_second) = (client(&[&first]), client(&[&second]));
     let _workers = [first.worker("ana"), second.worker("luis")];
@@ -261,6 +221,48 @@ fn postgresql_may_be_killed_and_come_back_and_nothing_that_was_accepted_is_lost(
         shared.engines.up("postgres");
     });
     all_end(&shared, &[&at_first, &at_second], &tasks);
+}
+
+#[test]
+fn balancers_with_two_reactors_share_their_work() {
+    let shared = Shared::start();
+    let flags = ["--reactors", "2"];
+    let (first, second) = (shared.balancer_with(&flags), shared.balancer_with(&flags));
+    let clients = [&first, &first, &second, &second].map(|balancer| client(&[balancer]));
+    let _workers = [first.worker("ana"), second.worker("luis"), second.worker("eva")];
+    let replies: Vec<_> =
+        (0..400).map(|number| (hand_in(&clients[number % 4], &format!("t{number}")), number)).collect();
+    // Nobody at the first offers it: these travel.
+    let _wc = second.worker_with(&["--id", "juan", "--exec", "shout=tr a-z A-Z"]);
+    let foreground: Vec<_> = (0..100)
+        .map(|number| clients[number % 2].task("shout").payload(format!("f{number}")).submit().unwrap())
+        .collect();
+    for (number, handle) in foreground.into_iter().enumerate() {
+        assert_eq!(handle.wait().unwrap(), format!("F{number}"));
+    }
+    for (reply, number) in replies {
+        assert_eq!(fetch(&clients[(number + 1) % 4], accepted(&reply)), format!("T{number}"));
+    }
+}
+
+#[test]
+fn what_is_large_goes_through_a_bucket_from_one_balancer_to_another() {
+    let shared = Shared::start_with_s3();
+    let (first, second) = (shared.balancer(), shared.balancer());
+    let (at_first, at_second) = (client(&[&first]), client(&[&second]));
+    let _worker = second.worker("ana");
+    let payloads: Vec<String> = (0..8).map(|number| format!("{number}x").repeat(300_000)).collect();
+    let replies: Vec<_> = payloads.iter().map(|payload| hand_in(&at_first, payload)).collect();
+    for (reply, payload) in replies.iter().zip(&payloads) {
+        let task = accepted(reply);
+        for client in [&at_first, &at_second] {
+            assert!(fetch(client, task) == payload.to_uppercase(), "{task} has another result");
+        }
+    }
+    assert_eq!(
+        shared.psql("SELECT count(*) FROM tasks WHERE payload_blob IS NOT NULL AND result_blob IS NOT NULL"),
+        "8"
+    );
 }
 
 /// nginx with docs/nginx.conf, before these balancers instead of those in it.

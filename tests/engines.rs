@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -121,6 +122,22 @@ fn a_standby_takes_over_from_a_killed_leader_and_gives_out_all_that_it_accepted(
 }
 
 #[test]
+fn an_engine_comes_back_where_it_was_though_somebody_has_its_port_for_a_moment() {
+    let engines = Engines::start(&["postgres"]);
+    engines.kill("postgres");
+    let (_, port) = engines.postgres_url().rsplit_once(':').unwrap();
+    let port: u16 = port.split('/').next().unwrap().parse().unwrap();
+    // As a process that was killed may have, until all of it is gone.
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        drop(taken);
+    });
+    engines.up("postgres");
+    assert_eq!(psql(&engines, "SELECT 1"), "1");
+}
+
+#[test]
 fn a_standby_that_is_told_to_stop_does() {
     let engines = Engines::start(&["postgres"]);
     let leader = Balancer::from_command(command(&engines, &[]));
@@ -158,7 +175,7 @@ fn a_leader_that_is_no_longer_the_leader_stops_and_says_why() {
 
 #[test]
 fn while_postgresql_is_away_foreground_tasks_go_on_and_what_was_taken_is_done_afterwards() {
-    let mut engines = Engines::start(&["postgres"]);
+    let engines = Engines::start(&["postgres"]);
     let balancer = Balancer::from_command(command(&engines, &["--blob-threshold", "16MiB"]));
     let _worker = balancer.worker("ana");
     let client = client(&[&balancer.clients]);
@@ -207,7 +224,7 @@ fn while_postgresql_is_away_foreground_tasks_go_on_and_what_was_taken_is_done_af
 
 #[test]
 fn while_the_s3_server_is_away_small_tasks_go_on_and_large_results_wait_for_it() {
-    let mut engines = Engines::start(&["postgres", "s3"]);
+    let engines = Engines::start(&["postgres", "s3"]);
     let blobs = engines.s3_url().to_owned();
     let gate = folder().join("go");
     let wait =

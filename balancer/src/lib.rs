@@ -28,5 +28,6 @@ pub mod reactor;
 pub mod scheduler;
 pub mod storage;
 
-pub use background::{BlobPlace, OpenedStore, SharingSettings, StorePlace, StoreSettings};
+pub use background::{AmqpWorker, BlobPlace, OpenedStore, SharingSettings, StorePlace, StoreSettings};
+pub use dialect::lines::Upstream;
 pub use reactor::{Balancer, BalancerError, Handle, Settings};

@@ -7,6 +7,8 @@
 mod bounds;
 #[path = "gearman.rs"]
 mod gearman;
+#[path = "lines.rs"]
+mod lines;
 #[path = "malformed.rs"]
 mod malformed;
 #[path = "tasks.rs"]

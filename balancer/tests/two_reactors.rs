@@ -9,6 +9,8 @@ mod background;
 mod bounds;
 #[path = "gearman.rs"]
 mod gearman;
+#[path = "lines.rs"]
+mod lines;
 #[path = "malformed.rs"]
 mod malformed;
 #[path = "tasks.rs"]

@@ -1,12 +1,13 @@
-//! Engines of a run's own: PostgreSQL, RabbitMQ and an S3 server, brought up by `scripts/services` in a folder of the
-//! run, killed with SIGKILL, and brought up again.
+//! Engines of one's own: PostgreSQL, RabbitMQ and an S3 server, brought up by `scripts/services` in a folder, killed with
+//! SIGKILL, and brought up again at the same addresses. For crash runs, demos and tests.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 /// The engines that several balancers share.
 pub const ALL: [&str; 3] = ["postgres", "rabbitmq", "s3"];
@@ -33,21 +34,25 @@ pub fn balancer_variables(lookup: impl Fn(&str) -> Option<String>) -> Result<Vec
 
 /// The script, as it is found from the top of the source tree.
 const SCRIPT: &str = "scripts/services";
-/// A start that fails is tried again so often: after SIGKILL something of the former process may be there yet.
-const MOST_STARTS: u32 = 60;
-/// Time between two tries.
-const START_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How long the script may take. It has limits of its own, which say more; only what must be built first takes minutes.
+const SCRIPT_WITHIN: Duration = Duration::from_secs(1800);
+/// Time for what was killed to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+/// A start that fails is tried again for so long: after SIGKILL something of the former process may be there yet.
+const START_WITHIN: Duration = Duration::from_secs(180);
+/// Time between two tries, and two looks.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
-/// The engines of a run.
+/// Engines in a folder. They are stopped, and their data removed, when this is dropped.
 #[derive(Debug)]
 pub struct Engines {
-    script: PathBuf,
-    folder: PathBuf,
+    services: Services,
     names: Vec<&'static str>,
     /// What the script exports.
     variables: Vec<(String, String)>,
     /// Those that are on their way back.
-    restarts: Vec<(usize, JoinHandle<Result<(), String>>)>,
+    restarts: Vec<(&'static str, JoinHandle<Result<(), String>>)>,
 }
 
 /// Where the script is: from the current folder upwards, or from this program's.
@@ -67,13 +72,12 @@ impl Engines {
             format!("{SCRIPT} is not found from here; run this inside Reparto's source tree")
         })?;
         let mut engines = Engines {
-            script,
-            folder: folder.to_owned(),
+            services: Services { script, folder: folder.to_owned() },
             names: names.to_vec(),
             variables: Vec::new(),
             restarts: Vec::new(),
         };
-        let exports = engines.call("up", names)?;
+        let exports = engines.services.call("up", names)?;
         engines.variables = read_exports(&exports);
         Ok(engines)
     }
@@ -83,57 +87,68 @@ impl Engines {
     /// # Errors
     /// A sentence: the script exports less than that.
     pub fn balancer_variables(&self) -> Result<Vec<(String, String)>, String> {
-        let lookup = |name: &str| {
-            let found = self.variables.iter().find(|(other, _)| other == name);
-            found.map(|(_, value)| value.clone())
-        };
-        let variables = balancer_variables(lookup);
+        let variables = balancer_variables(|name| self.variable(name).map(str::to_owned));
         let mut variables = variables.map_err(|name| format!("{SCRIPT} exports no {name}"))?;
         let others = self.variables.iter().filter(|(name, _)| name.starts_with("AWS_"));
         variables.extend(others.cloned());
         Ok(variables)
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.names.len()
+    /// What the script exports under a name.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.iter().find(|(other, _)| other == name).map(|(_, value)| &**value)
     }
 
-    /// The name of one of them, by its number from 0.
-    pub fn name(&self, which: usize) -> &'static str {
-        self.names.get(which).copied().unwrap_or("")
+    /// Their names.
+    pub fn names(&self) -> &[&'static str] {
+        &self.names
     }
 
-    /// Kills one with SIGKILL and has it brought up again. Says whether it was there to be killed.
-    pub fn kill(&mut self, which: usize, away: Duration) -> bool {
-        let name = self.name(which);
-        self.forget_those_that_are_back();
-        if self.restarts.iter().any(|(other, _)| *other == which) {
+    /// Kills one with SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// A sentence: it does not run, or does not end.
+    pub fn kill(&self, name: &str) -> Result<(), String> {
+        let pid = self.services.process(name).ok_or_else(|| format!("{name} does not run"))?;
+        kill_process(pid, Signal::KILL).map_err(|error| format!("{name} cannot be killed: {error}"))?;
+        await_end(name, pid)
+    }
+
+    /// Brings one up again, where it was.
+    ///
+    /// # Errors
+    /// A sentence: what the script says, time and again.
+    pub fn up(&self, name: &str) -> Result<(), String> {
+        self.services.up_again(name)
+    }
+
+    /// Stops one in good order.
+    ///
+    /// # Errors
+    /// A sentence: what the script says.
+    pub fn down(&self, name: &str) -> Result<(), String> {
+        self.services.call("down", &[name]).map(|_| ())
+    }
+
+    /// Kills one with SIGKILL and has it brought up again after some time, while others go on. Says whether it was there
+    /// to be killed.
+    pub fn strike(&mut self, name: &'static str, away: Duration) -> bool {
+        self.restarts.retain(|(_, restart)| !restart.is_finished());
+        if self.restarts.iter().any(|(other, _)| *other == name) {
             return false;
         }
-        let Some(pid) = self.process(name) else { return false };
+        let Some(pid) = self.services.process(name) else { return false };
         if kill_process(pid, Signal::KILL).is_err() {
             return false;
         }
-        let (script, folder) = (self.script.clone(), self.folder.clone());
+        let services = self.services.clone();
         let restart = std::thread::spawn(move || {
             std::thread::sleep(away);
-            let mut failed = String::new();
-            for _ in 0..MOST_STARTS {
-                match call(&script, &folder, "up", &[name]) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => failed = error,
-                }
-                std::thread::sleep(START_AGAIN_AFTER);
-            }
-            Err(format!("{name} does not come back: {failed}"))
+            await_end(name, pid)?;
+            services.up_again(name)
         });
-        self.restarts.push((which, restart));
+        self.restarts.push((name, restart));
         true
-    }
-
-    fn forget_those_that_are_back(&mut self) {
-        self.restarts.retain(|(_, restart)| !restart.is_finished());
     }
 
     /// Waits until all are back.
@@ -145,17 +160,7 @@ impl Engines {
             // It does not panic; if it did, the next use of the engine would tell.
             restart.join().unwrap_or(Ok(()))?;
         }
-        self.call("up", &self.names).map(|_| ())
-    }
-
-    fn process(&self, name: &str) -> Option<Pid> {
-        let status = self.call("status", &[name]).ok()?;
-        let (_, number) = status.trim().rsplit_once("process ")?;
-        Pid::from_raw(number.parse().ok()?)
-    }
-
-    fn call(&self, command: &str, names: &[&str]) -> Result<String, String> {
-        call(&self.script, &self.folder, command, names)
+        self.services.call("up", &self.names).map(|_| ())
     }
 }
 
@@ -164,27 +169,115 @@ impl Drop for Engines {
         for (_, restart) in self.restarts.drain(..) {
             let _ = restart.join();
         }
-        if let Err(error) = self.call("purge", &self.names) {
+        if let Err(error) = self.services.call("purge", &self.names) {
             log::warn!("the engines could not be stopped: {error}");
         }
     }
 }
 
-fn call(script: &Path, folder: &Path, command: &str, names: &[&str]) -> Result<String, String> {
-    let output = Command::new(script)
-        .arg(command)
-        .args(names)
-        .env("REPARTO_SERVICES_DIR", folder)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{} cannot be run: {error}", script.display()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+/// The script, for engines in a folder.
+#[derive(Debug, Clone)]
+struct Services {
+    script: PathBuf,
+    folder: PathBuf,
+}
+
+impl Services {
+    fn up_again(&self, name: &str) -> Result<(), String> {
+        let give_up_at = Instant::now() + START_WITHIN;
+        loop {
+            match self.call("up", &[name]) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= give_up_at => {
+                    return Err(format!("{name} does not come back: {error}"));
+                }
+                Err(error) => log::info!("{error}"),
+            }
+            std::thread::sleep(TRY_AGAIN_AFTER);
+        }
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let words: Vec<&str> = said.trim().lines().rev().take(5).collect();
-    let words: Vec<&str> = words.into_iter().rev().collect();
-    Err(format!("{SCRIPT} {command} {}: {}", names.join(" "), words.join(" / ")))
+
+    /// The process of an engine, if it runs.
+    fn process(&self, name: &str) -> Option<Pid> {
+        let status = self.call("status", &[name]).ok()?;
+        let (_, number) = status.trim().rsplit_once("process ")?;
+        Pid::from_raw(number.parse().ok()?)
+    }
+
+    /// What the script says; when it fails, the end of its complaint.
+    fn call(&self, command: &str, names: &[&str]) -> Result<String, String> {
+        let what = format!("{SCRIPT} {command} {}", names.join(" "));
+        let mut child = Command::new(&self.script);
+        child.arg(command).args(names).env("REPARTO_SERVICES_DIR", &self.folder);
+        child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, so that all of it can be ended.
+        std::os::unix::process::CommandExt::process_group(&mut child, 0);
+        let child = child.spawn().map_err(|error| format!("{what} cannot be run: {error}"))?;
+        await_script(child, &what)
+    }
+}
+
+/// Waits until a script has ended, and gives what it said to standard output.
+fn await_script(mut child: Child, what: &str) -> Result<String, String> {
+    let output = read_in_background(child.stdout.take());
+    let complaint = read_in_background(child.stderr.take());
+    let give_up_at = Instant::now() + SCRIPT_WITHIN;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < give_up_at => std::thread::sleep(LOOK_AGAIN_AFTER),
+            Ok(None) => {
+                let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+                let _ = child.wait();
+                let said = last_words(&complaint.join().unwrap_or_default());
+                return Err(format!("{what} has not ended after {} s: {said}", SCRIPT_WITHIN.as_secs()));
+            }
+            Err(error) => return Err(format!("{what} cannot be waited for: {error}")),
+        }
+    };
+    if status.success() {
+        return Ok(output.join().unwrap_or_default());
+    }
+    Err(format!("{what}: {}", last_words(&complaint.join().unwrap_or_default())))
+}
+
+fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read before an error is better than nothing.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// The last lines of a complaint, on one line.
+fn last_words(said: &str) -> String {
+    let lines: Vec<&str> = said.trim().lines().collect();
+    lines[lines.len().saturating_sub(8)..].join(" / ")
+}
+
+fn await_end(name: &str, pid: Pid) -> Result<(), String> {
+    let give_up_at = Instant::now() + GONE_WITHIN;
+    while runs(pid) {
+        if Instant::now() >= give_up_at {
+            return Err(format!("{name} (process {pid}) was killed, and does not end"));
+        }
+        std::thread::sleep(LOOK_AGAIN_AFTER);
+    }
+    Ok(())
+}
+
+/// Whether a process runs; one that has ended and that nobody has asked about does not.
+pub fn runs(pid: Pid) -> bool {
+    if test_kill_process(pid).is_err() {
+        return false;
+    }
+    let state = Command::new("ps").args(["-o", "stat=", "-p", &pid.as_raw_nonzero().to_string()]).output();
+    // Without the command ps nothing is known but that the number is in use.
+    let Ok(state) = state.map(|output| output.stdout) else { return true };
+    !state.is_empty() && !state.trim_ascii_start().starts_with(b"Z")
 }
 
 /// Reads lines like `export NAME='VALUE'`.
@@ -206,5 +299,12 @@ mod tests {
         let expected = [("A", "postgres://u:p@h:1/d"), ("B", "s3://b?endpoint=http://h:2&region=r")];
         let read = read_exports(text);
         assert_eq!(read.iter().map(|(name, value)| (&**name, &**value)).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_complaint_is_told_by_its_last_lines() {
+        let said = (1..=20).map(|line| format!("line {line}\n")).collect::<String>();
+        assert_eq!(last_words(&said), (13..=20).map(|n| format!("line {n}")).collect::<Vec<_>>().join(" / "));
+        assert_eq!(last_words(""), "");
     }
 }

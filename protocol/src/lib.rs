@@ -31,6 +31,7 @@
 //! # Ok::<(), reparto_protocol::FrameError>(())
 //! ```
 
+mod duration;
 mod error;
 mod field;
 mod frame;
@@ -39,6 +40,7 @@ mod message;
 mod state;
 mod usual;
 
+pub use duration::{NotADuration, parse_duration};
 pub use error::{ErrorCode, FrameError};
 pub use field::{FIELD_HEADER_BYTES, FIRST_CRITICAL_TAG, Field, Fields, Tag, cut};
 pub use frame::{Frame, FrameStream, FrameType, HEADER_BYTES, OwnedFrame, frame_length};

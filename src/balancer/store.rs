@@ -8,7 +8,7 @@ use reparto_balancer::bus::Address;
 use reparto_balancer::storage::Durability;
 use reparto_balancer::{BlobPlace, SharingSettings, StorePlace, StoreSettings};
 
-use super::{Args, File, set};
+use super::{Args, File, amqp, set};
 
 /// Where background tasks are kept, in the current folder.
 const DATA_FOLDER: &str = "reparto-data";
@@ -61,7 +61,15 @@ fn sharing(
     store: Option<&StorePlace>,
     blobs: Option<&BlobPlace>,
 ) -> Result<Option<SharingSettings>, String> {
-    let Some(text) = args.bus.as_ref().or(file.bus.as_ref()) else { return Ok(None) };
+    let (queues, workers) = amqp::settings(args, file)?;
+    let Some(text) = args.bus.as_ref().or(file.bus.as_ref()) else {
+        let flag = match (queues.is_empty(), workers.is_empty()) {
+            (true, true) => return Ok(None),
+            (false, _) => "--amqp-queue",
+            (true, false) => "--amqp-worker",
+        };
+        return Err(format!("{flag} needs --bus amqp://USER:PASSWORD@HOST:PORT/VHOST, where its queue is"));
+    };
     let bus = Address::parse(text).map_err(|error| error.to_string())?;
     if !matches!(store, Some(StorePlace::Postgres(_))) {
         return Err(
@@ -77,7 +85,7 @@ fn sharing(
                 .to_owned(),
         );
     }
-    Ok(Some(SharingSettings::new(bus)))
+    Ok(Some(SharingSettings { queues, workers, ..SharingSettings::new(bus) }))
 }
 
 /// The data folder that was asked for, or the one that the embedded store's file stands in, or the usual one.

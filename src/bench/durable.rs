@@ -1,7 +1,7 @@
 //! `reparto bench durable`: what durable tasks cost, beside other servers that keep theirs.
 
-use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -9,8 +9,9 @@ use std::time::Duration;
 use reparto_bench::durable::{self, Options, Peer, Report};
 use reparto_bench::peers::PeersError;
 
+use super::conclusion::Conclusion;
 use super::{INTERRUPTED, command_line, fail};
-use crate::client_side::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, complain};
+use crate::client_side::{EXIT_FAILED, EXIT_USAGE};
 use crate::parse;
 
 /// Compare Reparto's durable tasks with JetStream, RabbitMQ, beanstalkd and gearmand.
@@ -18,19 +19,20 @@ use crate::parse;
 /// Starts every server from its own program on free loopback ports, with its data in a temporary folder, and measures
 /// tasks of 64 bytes: handed in until they are acknowledged (Reparto with fsync and with interval:50ms, nats-server
 /// with a JetStream stream in files, RabbitMQ with a quorum queue and confirms, beanstalkd with fsync, gearmand with
-/// SQLite); the whole life of Reparto's, accepted, run and recorded; foreground tasks with the store on and off; and
-/// a balancer that is killed with its store full of tasks and started again. A server that is not here is left out,
+/// SQLite); the whole life of Reparto's, accepted, run and recorded; the same through RabbitMQ and PostgreSQL, beside
+/// what RabbitMQ alone publishes and consumes; foreground tasks with the store on and off; and a balancer that is
+/// killed with its store full of tasks and started again. A server that is not here is left out,
 /// with a hint how to install it. On a file system in memory, where syncing is free, it refuses to measure.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  reparto bench durable --quick                     a look at everything, in about a minute and a half
-  reparto bench durable --write                     figures for docs/BENCHMARKS.md, in about four minutes
+  reparto bench durable --quick                     a look at everything, in about two minutes
+  reparto bench durable --write                     figures for docs/BENCHMARKS.md, in about five minutes
   reparto bench durable --part restart              one part alone
   reparto bench durable --quick --json | jq .bars
 
 The other servers are in Debian's packages:
-  apt-get install nats-server rabbitmq-server beanstalkd gearman-job-server
+  apt-get install nats-server rabbitmq-server beanstalkd gearman-job-server postgresql
 
 Exit code: 0 everything of Reparto was measured, 1 something of it failed, 2 wrong usage, 130 interrupted.")]
 pub(super) struct Args {
@@ -59,6 +61,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     life_tasks: Option<u64>,
 
+    /// Tasks through RabbitMQ and PostgreSQL, in each round [default: 100000, with --quick 20000].
+    #[arg(long, value_name = "N")]
+    bus_tasks: Option<u64>,
+
     /// Tasks in the store of the balancer that is killed [default: 1000000, with --quick 100000].
     #[arg(long, value_name = "N")]
     restart_tasks: Option<u64>,
@@ -82,6 +88,8 @@ enum Part {
     Accept,
     /// The whole life of tasks: accepted, run, recorded
     Life,
+    /// The same through RabbitMQ and PostgreSQL, beside RabbitMQ alone
+    Bus,
     /// Foreground tasks with the store on and off
     Foreground,
     /// A balancer killed with tasks in its store, and started again
@@ -93,6 +101,7 @@ impl From<Part> for durable::Part {
         match part {
             Part::Accept => durable::Part::Accept,
             Part::Life => durable::Part::Life,
+            Part::Bus => durable::Part::Bus,
             Part::Foreground => durable::Part::Foreground,
             Part::Restart => durable::Part::Restart,
         }
@@ -105,6 +114,7 @@ impl Args {
         options.rounds = self.rounds.unwrap_or(options.rounds);
         options.duration = self.duration.unwrap_or(options.duration);
         options.life_tasks = self.life_tasks.unwrap_or(options.life_tasks);
+        options.bus_tasks = self.bus_tasks.unwrap_or(options.bus_tasks);
         options.restart_tasks = self.restart_tasks.unwrap_or(options.restart_tasks);
         if !self.only.is_empty() {
             options.peers.clone_from(&self.only);
@@ -132,42 +142,20 @@ pub(super) fn run(args: &Args, program: PathBuf, stop: &AtomicBool) -> ExitCode 
 
 /// Prints and writes what was found, and finds the exit code.
 fn conclude(args: &Args, report: &Report) -> ExitCode {
-    for lacking in &report.lacking {
-        complain(&lacking.to_string());
+    let write =
+        |page: &Path| durable::write_page(report, &command_line(), page).map(|()| vec![page.to_owned()]);
+    Conclusion {
+        lacking: &report.lacking,
+        failures: &report.failures,
+        is_whole: report.is_whole(),
+        json: args.json.then(|| report.json()),
+        tables: report.tables(),
+        page: args.write.as_deref(),
     }
-    for failure in &report.failures {
-        complain(failure);
-    }
-    let mut code = if report.is_whole() { EXIT_OK } else { EXIT_FAILED };
-    if let Err(error) = print(args, report)
-        && error.kind() != ErrorKind::BrokenPipe
-    {
-        complain(&format!("the report cannot be written to standard output: {error}"));
-        code = EXIT_FAILED;
-    }
-    if let Some(path) = &args.write {
-        match durable::write_page(report, &command_line(), path) {
-            // Nobody may be reading there, which is no reason to fail.
-            Ok(()) if !args.json => _ = writeln!(io::stdout().lock(), "written: {}", path.display()),
-            Ok(()) => {}
-            Err(error) => {
-                complain(&error.to_string());
-                code = EXIT_FAILED;
-            }
-        }
-    }
-    ExitCode::from(code)
+    .tell(|out| print_conditions(report, out), write)
 }
 
-fn print(args: &Args, report: &Report) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", report.json()?)?;
-        return out.flush();
-    }
-    for table in report.tables() {
-        writeln!(out, "{}", table.plain())?;
-    }
+fn print_conditions(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let (machine, disk) = (&report.machine, &report.disk);
     writeln!(out, "{} cores of {}; {}", machine.cores, machine.processor, machine.system)?;
     writeln!(out, "load averages when it began: {}", machine.load)?;
@@ -183,6 +171,5 @@ fn print(args: &Args, report: &Report) -> io::Result<()> {
         out,
         "{} rounds, {:?} measured in each turn; medians, and ratios inside a round, with their range",
         report.rounds, report.duration
-    )?;
-    out.flush()
+    )
 }

@@ -1,9 +1,11 @@
 //! Real processes for the tests beside this folder: the `reparto` command, started, fed, signalled, watched, and
 //! killed with the test that started it.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // Each test file uses its part of this.
+#![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)] // Each test file uses its part of this.
 
+pub mod amqp;
 pub mod engines;
+pub mod sharing;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -15,8 +17,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use reparto_bench::engines::runs;
 use reparto_client::{Client, Status, WorkerStatus};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a test waits for anything, whatever the machine. Reached only by a test that fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -370,16 +373,6 @@ pub fn pid_from(file: &Path) -> Pid {
         let text = std::fs::read_to_string(file).ok()?;
         Pid::from_raw(text.strip_suffix('\n')?.trim().parse().ok()?)
     })
-}
-
-/// Whether a process still runs. One that has ended and waits to be reaped does not.
-pub fn runs(pid: Pid) -> bool {
-    if test_kill_process(pid).is_err() {
-        return false;
-    }
-    let state = Command::new("ps").args(["-o", "stat=", "-p", &pid.as_raw_nonzero().to_string()]).output();
-    let state = state.expect("these tests need the command ps; install it (Debian: procps)").stdout;
-    !state.is_empty() && !state.trim_ascii_start().starts_with(b"Z")
 }
 
 /// Lines with the numbers of a range.

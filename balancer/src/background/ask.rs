@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reparto_protocol::TaskState;
+use reparto_protocol::{TaskState, limits};
 
 /// A request that the store has a part in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +92,29 @@ pub struct NewBackgroundTask {
     /// What its worker is told as its key; empty for none. Tasks of one action and key are one while they are alive,
     /// unless the key begins with a NUL.
     pub key: Bytes,
+}
+
+impl NewBackgroundTask {
+    /// A task with the usual options.
+    pub fn new(id: u64, action: impl Into<Arc<str>>, payload: Bytes) -> Self {
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        NewBackgroundTask {
+            id,
+            record: false,
+            action: action.into(),
+            payload,
+            priority: limits::DEFAULT_PRIORITY,
+            max_attempts: limits::DEFAULT_MAX_ATTEMPTS,
+            deadline: None,
+            delay: None,
+            start_at_ms: None,
+            backoff_first_ms: millis(limits::DEFAULT_BACKOFF_FIRST),
+            backoff_most_ms: millis(limits::DEFAULT_BACKOFF_MOST),
+            idempotency_key: Bytes::new(),
+            idempotency_window: limits::DEFAULT_IDEMPOTENCY,
+            key: Bytes::new(),
+        }
+    }
 }
 
 impl Ask {

@@ -35,13 +35,20 @@ impl Keeper {
             (Pending::Release(task), Reply::Answer(Answer::Noted)) => self.publish_again(&task),
             // It has ended, or was another's already.
             (Pending::Release(_), Reply::Answer(_)) => {}
+            (Pending::TakeIn { delivery, task, due, .. }, Reply::Answer(answer)) => {
+                self.handed_in(&delivery, &task, due, &answer);
+            }
+            (Pending::Settle, Reply::Answer(_)) => {}
             (Pending::Sweep, Reply::Answer(answer)) => self.swept(scheduler, now, Ok(answer), out),
             (Pending::Accept { peer, id, task, client }, Reply::Answer(answer)) => {
                 self.accepted(scheduler, now, (peer, id, client), task, &answer, out);
             }
-            (Pending::Record { task, due, done }, Reply::Answer(answer)) => {
+            (Pending::Record { task, due, done, owed }, Reply::Answer(answer)) => {
                 if let Some(due) = due {
                     self.due_at(due);
+                }
+                if let Some(owed) = owed.filter(|_| answer == Answer::Recorded) {
+                    self.tell_owed(task, &owed, done.as_ref());
                 }
                 let result = done.filter(|_| answer == Answer::Recorded);
                 for number in self.waits.for_task(task) {
@@ -216,6 +223,8 @@ impl Keeper {
                 Look::Claim { peer } => {
                     scheduler.handle(now, Event::Unclaimed { peer, id: task.0 }, out);
                 }
+                // The sweep comes back to it.
+                Look::Tell => {}
             },
             Pending::Page => self.walk.page_failed(now),
             Pending::TakeDue => {
@@ -236,7 +245,16 @@ impl Keeper {
             }
             Pending::Claim { id, from } => self.claim_failed(scheduler, now, (id, from), out),
             Pending::Sweep => self.swept(scheduler, now, Err(error.clone()), out),
-            Pending::Upkeep | Pending::Publish { .. } | Pending::Republish | Pending::Release(_) => {}
+            Pending::TakeIn { queue, delivery, .. } => self.hand_in_failed(&queue, *delivery, error),
+            Pending::Upkeep
+            | Pending::Publish { .. }
+            | Pending::Republish
+            | Pending::Release(_)
+            | Pending::Bury { .. }
+            | Pending::Tell { .. }
+            | Pending::Settle
+            | Pending::Post { .. }
+            | Pending::Home { .. } => {}
         }
     }
 
@@ -251,6 +269,8 @@ impl Keeper {
         out: &mut E,
     ) {
         match (look, stored) {
+            (Look::Tell, Some(stored)) => self.tell_stored(&stored),
+            (Look::Tell, None) => {}
             (Look::Outcome(number), stored) => self.tell_outcome(scheduler, now, number, stored, out),
             (Look::Claim { peer }, Some(stored)) if can_be_claimed(&stored) => {
                 let is_here = self.loading.contains(&task) || scheduler.background_runs(&task.0).is_some();

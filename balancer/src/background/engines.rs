@@ -13,7 +13,7 @@ const MOST_TEXT: usize = 1024;
 /// What an engine that the balancer depends on is, and how it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EngineStatus {
-    /// What it is for: `store`, `blobs` or `bus`.
+    /// What it is for: `store`, `blobs`, `bus`, or `intake`, a queue that tasks are taken from.
     pub role: &'static str,
     /// `sqlite`, `postgres`, `file`, `s3` or `rabbitmq`.
     pub kind: &'static str,
@@ -63,11 +63,11 @@ impl Keeper {
             EngineStatus { role, kind, place, state, since_ms, message, waiting, waiting_bytes, standbys }
         };
         // What the storage took no more of waits for the store as well.
-        let held_back = self.held_back.len();
+        let (held_back, held_back_bytes) = self.outgoing.held_back();
         let (blobs_waiting, blobs_waiting_bytes) = status.blobs_waiting;
         let waiting = (
             status.waiting.saturating_sub(blobs_waiting) + held_back,
-            status.waiting_bytes.saturating_sub(blobs_waiting_bytes) + self.held_back_bytes,
+            status.waiting_bytes.saturating_sub(blobs_waiting_bytes) + held_back_bytes,
         );
         let (store, blobs) = (&self.settings.store, &self.settings.blobs);
         let mut engines = vec![
@@ -78,7 +78,18 @@ impl Keeper {
             let status = sharing.bus.status();
             let trouble = status.trouble.map(|(reason, since)| Trouble { reason, since, for_good: false });
             let waiting = (status.unconfirmed, status.unconfirmed_bytes);
-            engines.push(engine("bus", "rabbitmq", settings.bus.place().to_owned(), trouble, waiting));
+            let bus = settings.bus.place();
+            engines.push(engine("bus", "rabbitmq", bus.to_owned(), trouble.clone(), waiting));
+            for intake in &sharing.intakes {
+                let waiting = intake.waiting();
+                engines.push(engine(
+                    "intake",
+                    "rabbitmq",
+                    intake.queue.to_string(),
+                    trouble.clone(),
+                    waiting,
+                ));
+            }
         }
         engines
     }

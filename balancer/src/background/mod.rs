@@ -22,9 +22,12 @@ mod engines;
 mod envelope;
 mod noted;
 mod opening;
+mod outgoing;
 mod places;
 mod settings;
 mod sharing;
+#[cfg(test)]
+mod tests;
 mod uniques;
 mod waits;
 mod walk;
@@ -38,31 +41,24 @@ use reparto_protocol::{ErrorCode, TaskState, limits};
 
 pub use ask::{Ask, NewBackgroundTask};
 pub use engines::{EngineState, EngineStatus};
-pub(crate) use noted::{Noted, Outlet};
+pub(crate) use noted::{Answered, Assigned, Noted, Outlet};
 pub use opening::OpenedStore;
+use outgoing::Outgoing;
 pub use places::{BlobPlace, NotAPlace, SecretUrl, StorePlace, without_passwords};
 pub use settings::StoreSettings;
-pub use sharing::SharingSettings;
-use sharing::{Claimant, Sharing};
+pub use sharing::{AmqpWorker, MOST_AMQP_WORKERS, SharingSettings};
+use sharing::{Claimant, Owed, Sharing};
 use uniques::{Met, Uniques};
 use waits::{Wait, Waits};
 use walk::Walk;
 
-use crate::scheduler::{Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
+use crate::bus::{Delivery, Tag};
+use crate::scheduler::{AssignmentId, Effect, Event, Payload, Peer, Scheduler, StoreAnswer, Time};
 use crate::storage::{
     Backoff, Body, FailedAttempt, Failure, Filter, IdempotencyKey, NewTask, Operation, Outcome, Query,
-    Request, Storage, StorageSettings, StoreError, StoredTask, SubmitError, TaskId, TaskIds, ToPublish,
+    Request, Storage, StorageSettings, StoreError, StoredTask, TaskId, TaskIds, ToPublish,
 };
 
-/// Records that wait to be written because the store takes no more, in bytes. Beyond it outcomes are left out: their
-/// tasks stay open in the store, and run again.
-const MOST_HELD_BACK_BYTES: usize = 256 << 20;
-/// New tasks among them: those of a burst wait while the store writes what it has. Beyond it they are refused.
-const MOST_HELD_BACK_TASKS: usize = 65_536;
-/// Bytes held back beyond which new tasks are refused.
-const HELD_BACK_BYTES_FOR_TASKS: usize = 64 << 20;
-/// Requests that were held back and are given to the store together; what it does not take of them goes back.
-const HANDED_OVER_AT_ONCE: usize = 256;
 /// Questions that wait for room among the store's.
 const MOST_LOOKS: usize = 65_536;
 /// How often what has ended long ago is looked for.
@@ -91,6 +87,8 @@ enum Look {
     Revived { peer: Peer, id: u64 },
     /// A worker has named it.
     Claim { peer: Peer },
+    /// Its outcome is owed to somebody.
+    Tell,
 }
 
 /// What a completion of the store's is to be followed by.
@@ -108,6 +106,8 @@ enum Pending {
         due: Option<i64>,
         /// The result, if it is one that ends the task.
         done: Option<Bytes>,
+        /// Whom its end is to be told, beside those who wait here.
+        owed: Option<Box<Owed>>,
     },
     Cancel {
         peer: Peer,
@@ -153,6 +153,30 @@ enum Pending {
     },
     Release(ToPublish),
     Sweep,
+    /// A task that a program has published.
+    TakeIn {
+        queue: Arc<str>,
+        delivery: Box<Delivery>,
+        task: ToPublish,
+        due: Option<i64>,
+    },
+    /// A message that is no task is to be put aside before it is taken.
+    Bury {
+        tag: Tag,
+    },
+    /// An outcome is on its way to whom it is owed.
+    Tell {
+        id: TaskId,
+    },
+    Settle,
+    /// A task is on its way to a worker that knows only AMQP.
+    Post {
+        assignment: AssignmentId,
+    },
+    /// Something is on its way to a balancer that has lent tasks to this one.
+    Home {
+        lender: Arc<str>,
+    },
 }
 
 /// How a task that is being accepted hangs on its client.
@@ -174,14 +198,7 @@ pub(crate) struct Keeper {
     ids: TaskIds,
     token: u64,
     pending: HashMap<u64, Pending, foldhash::fast::RandomState>,
-    /// What the store is to make durable, in order.
-    requests: Vec<Request>,
-    /// What the store took no more of, to be written before `requests`.
-    held_back: VecDeque<Request>,
-    /// Its bytes.
-    held_back_bytes: usize,
-    /// New tasks in it.
-    held_back_tasks: usize,
+    outgoing: Outgoing,
     /// Questions that wait for room among the store's.
     looks: VecDeque<(TaskId, Look)>,
     waits: Waits,
@@ -201,6 +218,8 @@ pub(crate) struct Keeper {
     upkeep_at: Time,
     stopping: bool,
     sharing: Option<Box<Sharing>>,
+    /// Bytes of a payload that a worker can be given, at most.
+    max_payload: usize,
 }
 
 /// The wall clock, in microseconds since 1970.
@@ -214,12 +233,13 @@ fn micros(time: Duration) -> i64 {
 }
 
 impl Keeper {
-    /// Sets opened stores to work. `wake` is called from their threads when there is something to take.
+    /// Sets opened stores to work, for tasks of up to `max_payload` bytes. `wake` is called from their threads when there is something to take.
     ///
     /// # Errors
     /// A thread or a second connection cannot be had.
     pub(crate) fn start(
         opened: OpenedStore,
+        max_payload: usize,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Result<Keeper, StoreError> {
         let OpenedStore { settings, store, blobs, sharing } = opened;
@@ -228,17 +248,24 @@ impl Keeper {
         let threads =
             StorageSettings { blob_threshold: settings.blob_threshold, ..StorageSettings::default() };
         let storage = Storage::start(store, Some(blobs), threads, move || wake())?;
-        Ok(Keeper {
+        Ok(Keeper::over(settings, storage, sharing, max_payload))
+    }
+
+    /// Puts itself between scheduler and storage.
+    fn over(
+        settings: StoreSettings,
+        storage: Storage,
+        sharing: Option<Box<Sharing>>,
+        max_payload: usize,
+    ) -> Keeper {
+        Keeper {
             walk: Walk::new(settings.claim_time),
             settings,
             storage: Some(storage),
             ids: TaskIds::new(),
             token: 0,
             pending: HashMap::default(),
-            requests: Vec::new(),
-            held_back: VecDeque::new(),
-            held_back_bytes: 0,
-            held_back_tasks: 0,
+            outgoing: Outgoing::default(),
             looks: VecDeque::new(),
             waits: Waits::default(),
             unanswered: Vec::new(),
@@ -252,7 +279,8 @@ impl Keeper {
             upkeep_at: Time(0),
             stopping: false,
             sharing,
-        })
+            max_payload,
+        }
     }
 
     fn token(&mut self, pending: Pending) -> u64 {
@@ -263,7 +291,7 @@ impl Keeper {
 
     fn request(&mut self, operation: Operation, pending: Pending) {
         let token = self.token(pending);
-        self.requests.push(Request { token, operation });
+        self.outgoing.push(Request { token, operation });
     }
 
     /// Asks the store something, if it takes another question now.
@@ -377,6 +405,7 @@ impl Keeper {
             deadline_at: task.deadline.map(|deadline| now.saturating_add(micros(deadline))),
             backoff: Backoff { first_ms: task.backoff_first_ms, most_ms: task.backoff_most_ms },
             idempotency,
+            reply: None,
         };
         let kept = stored.clone();
         self.ties += usize::from(task.record);
@@ -497,7 +526,7 @@ impl Keeper {
             | Look::Describe { peer, id }
             | Look::Drop { peer, id }
             | Look::Revived { peer, id } => fail(out, peer, id, ErrorCode::StoreUnavailable, message),
-            Look::Outcome(_) | Look::Claim { .. } => {}
+            Look::Outcome(_) | Look::Claim { .. } | Look::Tell => {}
         }
     }
 
@@ -522,12 +551,12 @@ impl Keeper {
             self.walk_on(scheduler, now);
         }
         while let Some(noted) = out.take_note() {
-            self.take_note(now, noted, out);
+            self.take_note(scheduler, now, noted, out);
         }
         // What has ended makes room.
         self.claim_what_waits();
         self.ask_looks();
-        self.hand_over(out);
+        self.hand_over(scheduler, now, out);
         if let Some(sharing) = &mut self.sharing {
             sharing.bus.flush();
         }
@@ -548,8 +577,15 @@ impl Keeper {
     }
 
     /// Takes a note of the scheduler's.
-    fn take_note<E: Outlet>(&mut self, now: Time, noted: Noted, out: &mut E) {
+    fn take_note<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, noted: Noted, out: &mut E) {
         match noted {
+            Noted::Assigned(assignment, task) => self.assigned(scheduler, now, assignment, *task),
+            Noted::Withdrawn { peer, assignment } => {
+                self.assignment_withdrawn(scheduler, now, (peer, assignment), out);
+            }
+            Noted::Asked { peer } => scheduler.handle(now, Event::Heard { peer }, out),
+            Noted::Answered { id, answered } => self.guest_has_ended(id, answered),
+            Noted::Progress { id, done, total, payload } => self.guest_goes_on(id, (done, total), payload),
             Noted::Started(id) => self.record(Operation::Start { id }, id, None),
             Noted::Requeued(id) => self.record(Operation::Requeue { id }, id, None),
             Noted::Refused(id) if self.give_up(id) => {}
@@ -567,7 +603,7 @@ impl Keeper {
             }
             Noted::Ended { id, attempts, state, failure, payload } => {
                 self.walk.pass_over(id);
-                if self.held_back_bytes.saturating_add(payload.len()) > MOST_HELD_BACK_BYTES {
+                if !self.outgoing.has_room_for(payload.len()) {
                     log::warn!(
                         "the outcome of {id} is left out, as the store takes nothing; it will run again"
                     );
@@ -576,12 +612,14 @@ impl Keeper {
                     }
                     return;
                 }
+                let owed = self.sharing.as_ref().and_then(|sharing| sharing.reply_of(id));
+                let owed = owed.map(|reply| Box::new(Owed { reply, state, failure: failure.clone() }));
                 self.left(id);
                 self.uniques.over(id);
                 let done = (state == TaskState::Done).then(|| payload.clone());
                 let result = Body::Inline(payload);
                 let outcome = Outcome { id, state, attempts, at: wall_clock(), result, failure };
-                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done });
+                self.request(Operation::Finish(outcome), Pending::Record { task: id, due: None, done, owed });
             }
             Noted::Claim { peer, id } if self.sharing.is_some() => self.claim_for(peer, id),
             Noted::Claim { peer, id } => self.look(id, Look::Claim { peer }, out),
@@ -589,147 +627,7 @@ impl Keeper {
     }
 
     fn record(&mut self, operation: Operation, task: TaskId, due: Option<i64>) {
-        self.request(operation, Pending::Record { task, due, done: None });
-    }
-
-    /// Gives the store what it is to make durable, in order. What it does not take now waits here.
-    fn hand_over<E: Outlet>(&mut self, out: &mut E) {
-        let Some(storage) = &self.storage else { return };
-        let mut outcome = Ok(());
-        while outcome.is_ok() && !self.held_back.is_empty() {
-            let count = storage.room_for_requests().min(self.held_back.len()).min(HANDED_OVER_AT_ONCE);
-            let mut batch: Vec<Request> = self.held_back.drain(..count).collect();
-            let before = sizes(&batch);
-            outcome = storage.try_submit(&mut batch);
-            let after = sizes(&batch);
-            self.held_back_bytes -= before.0 - after.0;
-            self.held_back_tasks -= before.1 - after.1;
-            let taken_whole = batch.is_empty() && count > 0;
-            while let Some(request) = batch.pop() {
-                self.held_back.push_front(request);
-            }
-            if !taken_whole {
-                break;
-            }
-        }
-        if self.held_back.is_empty() {
-            outcome = storage.try_submit(&mut self.requests);
-        }
-        if storage.failure().is_some() {
-            let refused = outcome.map_or_else(|error| error.to_string(), |()| self.trouble());
-            return self.give_up_requests(&refused, out);
-        }
-        if self.held_back.is_empty() && self.requests.is_empty() {
-            return;
-        }
-        // A store that only has much to do takes them in a moment.
-        let refused = match outcome {
-            Err(error @ SubmitError::Stopped { .. }) => Some(error.to_string()),
-            _ => storage.trouble().map(|_| self.trouble()),
-        };
-        let (bytes, tasks) = sizes(&self.requests);
-        self.held_back_bytes += bytes;
-        self.held_back_tasks += tasks;
-        self.held_back.extend(self.requests.drain(..));
-        if let Some(refused) = refused {
-            self.refuse_held_back(&refused, out);
-        }
-    }
-
-    /// Refuses the new tasks among what is held back.
-    fn refuse_held_back<E: Outlet>(&mut self, why: &str, out: &mut E) {
-        if self.held_back_tasks == 0 {
-            return;
-        }
-        let (pending, ties) = (&mut self.pending, &mut self.ties);
-        let uniques = &mut self.uniques;
-        let mut bytes = 0;
-        self.held_back.retain(|request| {
-            if !is_new_task(request) {
-                bytes += request.operation.memory();
-                return true;
-            }
-            if let Some(Pending::Accept { peer, id, task, client }) = pending.remove(&request.token) {
-                *ties -= usize::from(client != Tie::None);
-                fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
-                for (peer, id) in uniques.over(task.id) {
-                    fail(out, peer, id, ErrorCode::StoreUnavailable, why.to_owned());
-                }
-            }
-            false
-        });
-        (self.held_back_bytes, self.held_back_tasks) = (bytes, 0);
-    }
-
-    /// Whether the store has not taken yet all that it was to be given.
-    fn is_behind(&self) -> bool {
-        !self.held_back.is_empty()
-    }
-
-    /// Why no new task is taken in now, if that is so.
-    fn refuses_tasks(&self) -> Option<String> {
-        if !self.is_behind() {
-            return None;
-        }
-        let is_full = self.held_back_tasks >= MOST_HELD_BACK_TASKS
-            || self.held_back_bytes >= HELD_BACK_BYTES_FOR_TASKS
-            || self.requests.len() >= MOST_HELD_BACK_TASKS;
-        let has_trouble = self.storage.as_ref().is_some_and(|storage| storage.trouble().is_some());
-        (is_full || has_trouble).then(|| self.trouble())
-    }
-
-    /// The store takes nothing any more, for good. Clients are told; what was to be recorded is open there.
-    fn give_up_requests<E: Outlet>(&mut self, refused: &str, out: &mut E) {
-        let mut unrecorded = 0;
-        let held_back = std::mem::take(&mut self.held_back);
-        for request in held_back.into_iter().chain(std::mem::take(&mut self.requests)) {
-            match self.pending.remove(&request.token) {
-                Some(Pending::Accept { peer, id, task, client }) => {
-                    self.ties -= usize::from(client != Tie::None);
-                    fail(out, peer, id, ErrorCode::StoreUnavailable, refused.to_owned());
-                    self.tell_not_taken(task.id, ErrorCode::StoreUnavailable, refused, out);
-                }
-                Some(
-                    Pending::Cancel { peer, id, .. }
-                    | Pending::Retry { peer, id, .. }
-                    | Pending::Drop { peer, id, .. },
-                ) => fail(out, peer, id, ErrorCode::StoreUnavailable, refused.to_owned()),
-                Some(Pending::Record { task, .. }) => {
-                    unrecorded += 1;
-                    self.tell_unrecorded(task, refused, out);
-                }
-                _ => {}
-            }
-        }
-        (self.held_back_bytes, self.held_back_tasks) = (0, 0);
-        if unrecorded > 0 {
-            log::error!("what became of {unrecorded} background tasks is not recorded; they will run again");
-        }
-    }
-
-    /// Tells those who wait for a task's end that it could not be recorded.
-    fn tell_unrecorded<E: Outlet>(&mut self, task: TaskId, why: &str, out: &mut E) {
-        for number in self.waits.for_task(task) {
-            if let Some(wait) = self.waits.remove(number) {
-                fail(out, wait.peer, wait.id, ErrorCode::StoreUnavailable, why.to_owned());
-            }
-        }
-    }
-
-    /// Why the store has stopped for good; `None` while it has not.
-    pub(crate) fn failure(&self) -> Option<StoreError> {
-        self.storage.as_ref().and_then(Storage::failure)
-    }
-
-    /// Why the store takes no new task now.
-    fn trouble(&self) -> String {
-        let status = self.storage.as_ref().map(Storage::status).unwrap_or_default();
-        let why = self.storage.as_ref().and_then(Storage::trouble);
-        let why = why.map_or_else(String::new, |why| format!(": {why}"));
-        format!(
-            "the store has {} operations to write and takes no more until some are done{why}",
-            status.waiting
-        )
+        self.request(operation, Pending::Record { task, due, done: None, owed: None });
     }
 
     /// Has those look whose time to wait is up.
@@ -792,7 +690,7 @@ impl Keeper {
         });
         let walk = self.walk.next_time(now);
         // A store that took nothing is tried again, also if nothing else happens.
-        let again = (self.is_behind() || !self.requests.is_empty() || !self.looks.is_empty())
+        let again = (!self.outgoing.is_empty() || !self.looks.is_empty())
             .then(|| now.after(Duration::from_millis(5)));
         let unanswered = (!self.unanswered.is_empty()).then_some(self.ask_again_at);
         let sharing = self.sharing.as_ref().map(|sharing| sharing.next_time());
@@ -816,18 +714,25 @@ impl Keeper {
         }
     }
 
-    /// Whether everything that was handed to the store is answered, or will never be.
+    /// Whether everything that was handed to store and bus is answered, or will never be.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.failure().is_some()
-            || self.requests.is_empty()
-                && !self.is_behind()
-                && self.sharing.as_ref().is_none_or(|sharing| sharing.is_quiet())
-                && !self.pending.values().any(|pending| {
-                    matches!(
-                        pending,
-                        Pending::Accept { .. } | Pending::Cancel { .. } | Pending::Record { .. }
-                    )
-                })
+        if self.failure().is_some() {
+            return true;
+        }
+        // What a bus in trouble has not confirmed stands in the store, and is published by whoever is there.
+        let confirming = self.sharing.as_ref().filter(|sharing| sharing.confirms());
+        self.outgoing.is_empty()
+            && confirming.is_none_or(|sharing| sharing.is_quiet())
+            && !self.pending.values().any(|pending| match pending {
+                Pending::Accept { .. }
+                | Pending::Cancel { .. }
+                | Pending::Record { .. }
+                | Pending::TakeIn { .. }
+                | Pending::Settle => true,
+                // The bus may have confirmed it, and its client not be told yet.
+                Pending::Publish { .. } => confirming.is_some(),
+                _ => false,
+            })
     }
 }
 
@@ -842,16 +747,6 @@ impl Drop for Keeper {
             log::error!("the store was not closed in good order: {error}");
         }
     }
-}
-
-/// The bytes of requests, and how many of them are new tasks.
-fn sizes(requests: &[Request]) -> (usize, usize) {
-    let bytes = requests.iter().map(|request| request.operation.memory()).sum();
-    (bytes, requests.iter().filter(|request| is_new_task(request)).count())
-}
-
-fn is_new_task(request: &Request) -> bool {
-    matches!(request.operation, Operation::Accept(_))
 }
 
 /// Tells a client that its request has failed.

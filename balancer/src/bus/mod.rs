@@ -45,10 +45,12 @@ pub struct Queue {
 pub enum QueueKind {
     /// Ours, durable and replicated (a quorum queue); made when it is first used.
     Durable,
-    /// Ours, in memory, gone when nobody has used it for a while; made when it is first used.
+    /// Ours, its messages in memory, gone when nobody has used it for a while; made when it is first used.
     Transient,
     /// Ours alone, in memory, gone with the consuming connection; made when it is consumed.
     Own,
+    /// Shared with other programs: durable; made if it is not there, and otherwise taken as they have made it.
+    Public,
     /// Somebody else's, or nobody's: never made here.
     Foreign,
 }
@@ -95,6 +97,17 @@ pub struct Tag {
     number: u64,
 }
 
+#[cfg(test)]
+impl Tag {
+    /// One of the first connection.
+    pub(crate) fn numbered(number: u64) -> Tag {
+        Tag { connection: 1, number }
+    }
+
+    /// For deliveries that came from nowhere.
+    pub(crate) const NOWHERE: Tag = Tag { connection: 0, number: 0 };
+}
+
 /// A message that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -115,6 +128,16 @@ pub enum BusEvent {
     Confirmed(u64),
     /// The queue that the message of this token was for does not exist. Told of foreign and own queues alone.
     Unroutable(u64),
+    /// What the question of this token has found: messages that wait in the queue, and its consumers. Nothing while
+    /// there is no connection.
+    Counted {
+        /// The question's.
+        token: u64,
+        /// Messages that no consumer has been given.
+        messages: u32,
+        /// Consumers.
+        consumers: u32,
+    },
     /// A message has come.
     Delivered(Delivery),
     /// The consuming connection is lost: what it delivered and was not taken will come again, and its tags are void.
@@ -151,6 +174,8 @@ pub struct BusStatus {
 /// What the publishing thread is told.
 enum Publishing {
     Publish(Vec<(u64, Message)>),
+    /// Say what is in a queue, and who consumes it.
+    Count(u64, Queue),
     Stop,
 }
 
@@ -195,6 +220,7 @@ pub struct Bus {
     limits: BusLimits,
     /// What is told to the threads at the next [`flush`](Self::flush).
     outgoing: Vec<(u64, Message)>,
+    counts: Vec<(u64, Queue)>,
     consuming: Vec<Consuming>,
     to_publishing: Sender<Publishing>,
     to_consuming: Sender<Vec<Consuming>>,
@@ -244,6 +270,7 @@ impl Bus {
             shared,
             limits,
             outgoing: Vec::new(),
+            counts: Vec::new(),
             consuming: Vec::new(),
             to_publishing,
             to_consuming,
@@ -268,6 +295,12 @@ impl Bus {
         self.outgoing.push((token, message));
     }
 
+    /// Asks how many messages a queue has, and how many consumers; the queue is made if it is not there. Ask no more than
+    /// is answered.
+    pub fn count(&mut self, token: u64, queue: Queue) {
+        self.counts.push((token, queue));
+    }
+
     /// Begins a consumer of a queue, under a number that no other has. At most `prefetch` of its messages are under
     /// way at once, delivered and neither taken nor given back.
     pub fn begin(&mut self, consumer: u64, queue: Queue, prefetch: u16) {
@@ -289,11 +322,21 @@ impl Bus {
         self.consuming.push(Consuming::Return(tag));
     }
 
+    /// What was given back since the last [`flush`](Self::flush).
+    #[cfg(test)]
+    pub(crate) fn given_back(&self) -> Vec<Tag> {
+        let tag = |said: &Consuming| if let Consuming::Return(tag) = said { Some(*tag) } else { None };
+        self.consuming.iter().filter_map(tag).collect()
+    }
+
     /// Tells the threads all that was said since the last time.
     pub fn flush(&mut self) {
         // A thread that has ended was told to stop.
         if !self.outgoing.is_empty() {
             let _ = self.to_publishing.send(Publishing::Publish(std::mem::take(&mut self.outgoing)));
+        }
+        for (token, queue) in self.counts.drain(..) {
+            let _ = self.to_publishing.send(Publishing::Count(token, queue));
         }
         if !self.consuming.is_empty() {
             let _ = self.to_consuming.send(std::mem::take(&mut self.consuming));

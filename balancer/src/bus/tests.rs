@@ -357,7 +357,6 @@ fn a_wrong_password_is_refused_and_a_server_that_is_away_is_not() {
 fn a_wrong_url_is_told_what_is_right() {
     for (text, wanted) in [
         ("http://x/y", "not amqp"),
-        ("amqps://ana:secret@host", "no TLS"),
         ("amqp://ana:secret@host/a/b", "%2F"),
         ("amqp://ana:secret@host?heartbeat=1", "'heartbeat'"),
         ("host:5672", "not amqp"),
@@ -368,5 +367,63 @@ fn a_wrong_url_is_told_what_is_right() {
             error.contains(wanted) && error.contains("amqp://USER") && !error.contains("secret"),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn tls_is_there_where_it_was_built_and_else_a_sentence_says_how() {
+    let parsed = Address::parse("amqps://ana:secret@host/x");
+    if cfg!(feature = "amqps") {
+        assert_eq!(parsed.unwrap().place(), "amqps://host:5671/x");
+    } else {
+        let error = parsed.unwrap_err().to_string();
+        assert!(error.contains("--features amqps") && !error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn the_messages_and_consumers_of_a_queue_are_counted_and_it_is_made_for_that() {
+    let mut rig = Rig::start(&url());
+    let queue = queue(QueueKind::Transient);
+    let count = |rig: &mut Rig, token: u64| {
+        rig.bus.count(token, queue.clone());
+        rig.bus.flush();
+        rig.wait("a count", |event| match event {
+            BusEvent::Counted { token: of, messages, consumers } if *of == token => {
+                Some((*messages, *consumers))
+            }
+            _ => None,
+        })
+    };
+    assert_eq!(count(&mut rig, 1), (0, 0));
+    rig.publish(2, &queue, "a");
+    rig.confirmed(2);
+    assert_eq!(count(&mut rig, 3), (1, 0));
+    rig.bus.begin(1, queue.clone(), 5);
+    rig.bus.flush();
+    let delivery = rig.delivery(1);
+    assert_eq!(count(&mut rig, 4), (0, 1));
+    rig.take(delivery.tag);
+}
+
+#[test]
+fn a_queue_of_other_programs_is_taken_as_they_have_made_it_and_made_if_it_is_not_there() {
+    let mut rig = Rig::start(&url());
+    let theirs = queue(QueueKind::Public);
+    let mut connection = amiquip::Connection::insecure_open(&url()).unwrap();
+    let channel = connection.open_channel(None).unwrap();
+    let mut options = amiquip::QueueDeclareOptions { durable: true, ..Default::default() };
+    options.arguments.insert("x-max-length".into(), amiquip::AmqpValue::LongInt(10));
+    channel.queue_declare(&*theirs.name, options).unwrap();
+    for (consumer, queue) in [(1, theirs), (2, queue(QueueKind::Public))] {
+        rig.bus.begin(consumer, queue.clone(), 5);
+        rig.publish(consumer, &queue, "a");
+        rig.confirmed(consumer);
+        let delivery = rig.delivery(consumer);
+        rig.take(delivery.tag);
+        // One that is gone is made again for what is published.
+        channel.queue_delete(&*queue.name, amiquip::QueueDeleteOptions::default()).unwrap();
+        rig.publish(10 + consumer, &queue, "b");
+        rig.confirmed(10 + consumer);
     }
 }

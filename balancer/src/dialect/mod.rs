@@ -18,6 +18,7 @@ use crate::background::Ask;
 use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
 
 pub mod gearman;
+pub mod lines;
 pub mod native;
 mod output;
 mod owned;
@@ -35,11 +36,15 @@ pub enum Listener {
     Workers,
     /// One for Gearman's clients, workers and operators.
     Gearman,
+    /// One for clients and workers who speak lines.
+    Lines,
+    /// None: the balancer has connected to an upstream.
+    Upstreams,
 }
 
 impl Listener {
     /// How many kinds there are.
-    pub const KINDS: usize = 3;
+    pub const KINDS: usize = 5;
 
     /// Which of the kinds it is, from 0.
     pub fn kind(self) -> usize {
@@ -52,6 +57,8 @@ impl Listener {
             Listener::Clients => "clients",
             Listener::Workers => "workers",
             Listener::Gearman => "gearman",
+            Listener::Lines => "lines",
+            Listener::Upstreams => "upstreams",
         }
     }
 }
@@ -96,6 +103,8 @@ pub struct Context {
     pub has_store: bool,
     /// What Gearman sessions share.
     pub gearman: Arc<gearman::Shared>,
+    /// The action of lines that name none.
+    pub lines_action: Arc<str>,
 }
 
 /// Why a connection is ended: what its last ERROR says.
@@ -197,6 +206,8 @@ pub enum Session {
     Native(native::Session),
     /// Gearman's.
     Gearman(Box<gearman::Session>),
+    /// Lines of text.
+    Lines(Box<lines::Session>),
 }
 
 impl Session {
@@ -205,6 +216,20 @@ impl Session {
         match listener {
             Listener::Gearman => Session::Gearman(Box::new(gearman::Session::new(&context.gearman, from))),
             Listener::Clients | Listener::Workers => Session::Native(native::Session::new(listener)),
+            Listener::Lines | Listener::Upstreams => Session::Lines(Box::default()),
+        }
+    }
+
+    /// A session for a connection of the balancer's own to an upstream.
+    pub fn upstream(upstream: Arc<lines::Upstream>, context: &Context) -> Session {
+        Session::Lines(Box::new(lines::Session::upstream(upstream, context)))
+    }
+
+    /// What the scheduler must hear once the balancer's own connection is there.
+    pub fn opening(&self) -> Option<OwnedEvent> {
+        match self {
+            Session::Native(_) | Session::Gearman(_) => None,
+            Session::Lines(session) => session.opening(),
         }
     }
 
@@ -214,6 +239,7 @@ impl Session {
         match self {
             Session::Native(session) => session.kind(),
             Session::Gearman(session) => session.kind(),
+            Session::Lines(session) => session.kind(),
         }
     }
 
@@ -224,6 +250,8 @@ impl Session {
             Session::Native(session) => session.joined(),
             // Its peers may wait as long as they like.
             Session::Gearman(_) => true,
+            // Nothing must be said.
+            Session::Lines(_) => true,
         }
     }
 
@@ -232,6 +260,7 @@ impl Session {
     pub fn half_close(&mut self) -> Option<&'static [u8]> {
         match self {
             Session::Native(_) | Session::Gearman(_) => None,
+            Session::Lines(session) => session.half_close(),
         }
     }
 
@@ -239,6 +268,7 @@ impl Session {
     pub fn is_settled(&self) -> bool {
         match self {
             Session::Native(_) | Session::Gearman(_) => true,
+            Session::Lines(session) => session.is_settled(),
         }
     }
 
@@ -246,6 +276,7 @@ impl Session {
     pub fn is_full(&self) -> bool {
         match self {
             Session::Native(_) | Session::Gearman(_) => false,
+            Session::Lines(session) => session.is_full(),
         }
     }
 
@@ -260,6 +291,7 @@ impl Session {
         match self {
             Session::Native(session) => session.frame_bytes(context, kept),
             Session::Gearman(session) => session.frame_bytes(context, kept, rest),
+            Session::Lines(session) => Ok(session.frame_bytes(context, kept, rest)),
         }
     }
 
@@ -280,6 +312,7 @@ impl Session {
         match self {
             Session::Native(session) => session.decode(context, peer, chunk, from),
             Session::Gearman(session) => session.decode(context, peer, chunk, from),
+            Session::Lines(session) => session.decode(context, peer, chunk, from),
         }
     }
 
@@ -290,6 +323,7 @@ impl Session {
         match self {
             Session::Native(_) => native::encode(effect, out),
             Session::Gearman(session) => session.encode(effect, out),
+            Session::Lines(session) => session.encode(effect, out),
         }
     }
 
@@ -299,6 +333,7 @@ impl Session {
         match self {
             Session::Native(_) => native::assign(now, id, details, out),
             Session::Gearman(session) => session.assign(id, details, out),
+            Session::Lines(session) => session.assign(id, details, out),
         }
     }
 
@@ -308,42 +343,39 @@ impl Session {
         match self {
             Session::Native(_) => native::result(id, payload, out),
             Session::Gearman(session) => session.result(id, payload, out),
+            Session::Lines(session) => session.result(id, payload, out),
         }
     }
 
-    /// Writes down assignments of first attempts at tasks of one action with the usual options, as many as `next`
-    /// gives; as [`assign`](Self::assign) does each.
+    /// Writes down assignments of first attempts at tasks of one action with the usual options, all that
+    /// `assignments` gives; as [`assign`](Self::assign) does each.
     #[inline]
     pub fn assign_some<'p>(
         &mut self,
         action: &str,
-        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
         out: &mut Output,
     ) {
         match self {
-            Session::Native(_) => native::assign_some(action, next, out),
-            Session::Gearman(session) => {
-                while let Some((id, payload)) = next() {
-                    session.assign(id, &Assignment::first(action, payload), out);
-                }
-            }
+            Session::Native(_) => native::assign_some(action, assignments, out),
+            Session::Lines(session) => assignments
+                .for_each(|(id, payload)| session.assign(id, &Assignment::first(action, payload), out)),
+            Session::Gearman(session) => assignments
+                .for_each(|(id, payload)| session.assign(id, &Assignment::first(action, payload), out)),
         }
     }
 
-    /// Writes down results for this connection, as many as `next` gives; as [`result`](Self::result) does each.
+    /// Writes down results for this connection, all that `results` gives; as [`result`](Self::result) does each.
     #[inline]
     pub fn result_some<'p>(
         &mut self,
-        next: &mut impl FnMut() -> Option<(u64, Payload<'p>)>,
+        results: &mut impl Iterator<Item = (u64, Payload<'p>)>,
         out: &mut Output,
     ) {
         match self {
-            Session::Native(_) => native::result_some(next, out),
-            Session::Gearman(session) => {
-                while let Some((id, payload)) = next() {
-                    session.result(id, payload, out);
-                }
-            }
+            Session::Native(_) => native::result_some(results, out),
+            Session::Lines(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
+            Session::Gearman(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
         }
     }
 
@@ -356,6 +388,7 @@ impl Session {
             Session::Native(_) => native::answer(context, answer, out),
             // It answers with bytes.
             Session::Gearman(_) => {}
+            Session::Lines(session) => session.answer(answer, out),
         }
     }
 
@@ -364,6 +397,7 @@ impl Session {
         match self {
             Session::Native(_) => native::report(id, report, out),
             Session::Gearman(_) => out.payload(Payload::from(report)),
+            Session::Lines(session) => session.report(id, report, out),
         }
     }
 
@@ -372,6 +406,7 @@ impl Session {
         match self {
             Session::Native(_) => native::refuse(refusal, out),
             Session::Gearman(session) => session.refuse(refusal, out),
+            Session::Lines(session) => session.refuse(refusal, out),
         }
     }
 }

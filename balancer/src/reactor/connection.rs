@@ -70,6 +70,10 @@ pub(super) struct Connection {
     pub(super) readable: bool,
     /// The peer has closed its side, so reading must go on until the end is seen.
     pub(super) ending: bool,
+    /// The balancer's own connection, which is not there yet.
+    pub(super) connecting: bool,
+    /// Which upstream it goes to, if it is the balancer's own.
+    pub(super) upstream: Option<u32>,
     /// The peer says nothing more, and is to have what it waits for all the same. What still comes is thrown away.
     pub(super) input_over: bool,
     /// In the list of those to be read from.
@@ -104,15 +108,23 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// One that has just come to a listener.
     pub(super) fn new(stream: TcpStream, listener: Listener, context: &Context, now: Time) -> Self {
         let from = stream.peer_addr().ok().map(|address| address.ip());
+        Self::with(stream, listener, Session::new(listener, context, from), now)
+    }
+
+    /// One with a session that it brings.
+    pub(super) fn with(stream: TcpStream, listener: Listener, session: Session, now: Time) -> Self {
         Connection {
             stream,
-            session: Session::new(listener, context, from),
+            session,
             listener,
             phase: Phase::Open,
             readable: false,
             ending: false,
+            connecting: false,
+            upstream: None,
             input_over: false,
             queued: false,
             touched: false,
@@ -292,6 +304,7 @@ pub(super) mod tests {
             policy: Policy::default(),
             has_store: false,
             gearman: Default::default(),
+            lines_action: "default".into(),
         }
     }
 

@@ -20,15 +20,22 @@ impl<'a> Effects<'a> for Net {
     fn assign(&mut self, peer: Peer, assignment: AssignmentId, details: Assignment<'_>) {
         self.effects += 1;
         let now = self.now;
-        self.append(peer, |connection| {
+        let told = self.append(peer, |connection| {
             connection.session.assign(now, assignment, &details, &mut connection.output);
         });
+        if !told && peer.is_insider() {
+            self.notes.push_back(Noted::assigned(peer, assignment, &details));
+        }
     }
 
     #[inline]
     fn result(&mut self, peer: Peer, id: u64, payload: Payload<'a>) {
         self.effects += 1;
-        self.append(peer, |connection| connection.session.result(id, payload, &mut connection.output));
+        let told =
+            self.append(peer, |connection| connection.session.result(id, payload, &mut connection.output));
+        if !told && peer.is_insider() {
+            self.notes.extend(Noted::of(&Effect::Result { peer, id, payload }));
+        }
     }
 
     #[inline]
@@ -36,30 +43,37 @@ impl<'a> Effects<'a> for Net {
         &mut self,
         peer: Peer,
         action: &str,
-        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
     ) {
-        let mut count = 0;
-        let mut next = || next().inspect(|_| count += 1);
-        self.append(peer, |connection| {
-            connection.session.assign_some(action, &mut next, &mut connection.output);
+        self.effects += 1;
+        let open = self.append(peer, |connection| {
+            connection.session.assign_some(action, assignments, &mut connection.output);
         });
-        // The scheduler goes on also where the connection is over.
-        while next().is_some() {}
-        self.effects += count;
+        if !open {
+            pass_over(assignments);
+        }
     }
 
     #[inline]
-    fn result_some(&mut self, peer: Peer, next: &mut impl FnMut() -> Option<(u64, Payload<'a>)>) {
-        let mut count = 0;
-        let mut next = || next().inspect(|_| count += 1);
-        self.append(peer, |connection| connection.session.result_some(&mut next, &mut connection.output));
-        while next().is_some() {}
-        self.effects += count;
+    fn result_some(&mut self, peer: Peer, results: &mut impl Iterator<Item = (u64, Payload<'a>)>) {
+        self.effects += 1;
+        let open = self.append(peer, |connection| {
+            connection.session.result_some(results, &mut connection.output);
+        });
+        if !open {
+            pass_over(results);
+        }
     }
 
     fn count(&self) -> usize {
         self.effects
     }
+}
+
+/// What is for a connection that is over is done all the same.
+#[cold]
+fn pass_over<T>(rest: &mut dyn Iterator<Item = T>) {
+    rest.for_each(drop);
 }
 
 impl Outlet for Net {
@@ -98,6 +112,10 @@ impl Net {
             | Effect::GoAway { peer }
             | Effect::Close { peer, .. } => *peer,
         };
+        if peer.is_insider() {
+            self.notes.extend(Noted::of(&effect));
+            return;
+        }
         let closing = matches!(effect, Effect::Close { .. });
         let told = self.append(peer, |connection| connection.session.encode(effect, &mut connection.output));
         if told && closing {

@@ -139,8 +139,24 @@ impl Net {
     }
 
     /// Takes a connection on that is counted already.
-    pub(super) fn take_on_counted(&mut self, mut stream: TcpStream, listener: Listener) {
+    pub(super) fn take_on_counted(&mut self, stream: TcpStream, listener: Listener) {
+        let connection = Connection::new(stream, listener, &self.context, self.now);
+        if let Err(error) = self.add_counted(connection) {
+            log::debug!("a connection could not be set up: {error}");
+        }
+    }
+
+    /// Adds a connection.
+    pub(super) fn add(&mut self, connection: Connection) -> io::Result<Peer> {
+        if let Some((number, totals)) = &self.shared {
+            totals.begin(*number, connection.listener);
+        }
+        self.add_counted(connection)
+    }
+
+    fn add_counted(&mut self, mut connection: Connection) -> io::Result<Peer> {
         let peer = self.connections.next_peer();
+        let listener = connection.listener;
         let set_up = |stream: &mut TcpStream| -> io::Result<()> {
             stream.set_nodelay(true)?;
             // Native workers have heartbeats.
@@ -151,15 +167,14 @@ impl Net {
             let token = token_of(peer);
             self.poll.registry().register(stream, token, Interest::READABLE | Interest::WRITABLE)
         };
-        if let Err(error) = set_up(&mut stream) {
+        if let Err(error) = set_up(&mut connection.stream) {
             if let Some((number, totals)) = &self.shared {
                 totals.end(*number, listener);
             }
-            return log::debug!("a connection could not be set up: {error}");
+            return Err(error);
         }
-        let mut connection = Connection::new(stream, listener, &self.context, self.now);
         plan(&mut self.deadlines, peer, &mut connection, &self.settings);
-        self.connections.insert(connection);
+        Ok(self.connections.insert(connection))
     }
 }
 

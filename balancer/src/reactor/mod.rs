@@ -35,7 +35,7 @@
 //! # Where things are
 //!
 //! `net` holds the connections; `listener` accepts, `reading` reads and decodes, `effects` carries out what the
-//! scheduler wants, `writing` flushes and closes, and `turn` puts them in order. The `Reactor` of `turn` is a `Net`
+//! scheduler wants, `writing` flushes and closes, `upstreams` connects out, and `turn` puts them in order. The `Reactor` of `turn` is a `Net`
 //! and a `decider`: an event goes to the decider, which gives its effects to the net as they come.
 //!
 //! # Several reactors
@@ -68,6 +68,7 @@ mod slab;
 mod starting;
 mod totals;
 mod turn;
+mod upstreams;
 mod writing;
 
 pub use error::BalancerError;
@@ -84,6 +85,7 @@ pub struct Balancer {
     clients: SocketAddr,
     workers: SocketAddr,
     gearman: Option<SocketAddr>,
+    lines: Box<[SocketAddr]>,
     handle: Handle,
     reactors: Reactors,
 }
@@ -131,6 +133,11 @@ impl Balancer {
     /// Where Gearman's clients and workers connect, if they may, with the port that was picked.
     pub fn gearman_addr(&self) -> Option<SocketAddr> {
         self.gearman
+    }
+
+    /// Where clients and workers connect that speak lines, with the ports that were picked.
+    pub fn lines_addrs(&self) -> &[SocketAddr] {
+        &self.lines
     }
 
     /// A handle to stop it with, from any thread.

@@ -15,6 +15,7 @@ use super::listener::{Acceptor, plan};
 use super::read_buffer::ReadBuffer;
 use super::slab::Connections;
 use super::totals::{Others, Totals};
+use super::upstreams::Upstreams;
 use crate::background::Noted;
 use crate::dialect::{Context, gearman};
 use crate::scheduler::{Peer, Time};
@@ -29,6 +30,8 @@ pub(super) struct Net {
     pub(super) now: Time,
     /// None at any reactor but the first, nor once the balancer stops.
     pub(super) acceptors: Vec<Acceptor>,
+    /// Servers to connect to; none at any reactor but the first.
+    pub(super) upstreams: Upstreams,
     /// Accepting failed; when to try again.
     pub(super) accept_again: Option<Time>,
     /// When the log was last told of that.
@@ -80,6 +83,7 @@ impl Net {
             policy: settings.scheduler.policy,
             has_store: settings.store.is_some(),
             gearman: Arc::new(gearman::Shared::new(&host_name())),
+            lines_action: settings.lines_action.as_str().into(),
         };
         Net {
             poll,
@@ -88,6 +92,7 @@ impl Net {
             settings,
             now: Time(0),
             acceptors: Vec::new(),
+            upstreams: Upstreams::new(&[], None),
             accept_again: None,
             accept_warned: None,
             connections: Connections::default(),

@@ -129,7 +129,8 @@ impl<D: Decider> Reactor<D> {
                         Stop::Later(at) if at == frame.len() => return self.park(peer, &chunk[from..]),
                         // It asks for several things, of which one was done.
                         Stop::Later(at) => {
-                            return self.park(peer, &[&frame[at..], &chunk[from..]].concat());
+                            self.park(peer, &frame[at..]);
+                            return self.park(peer, &chunk[from..]);
                         }
                     }
                 }

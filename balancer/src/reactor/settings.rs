@@ -8,8 +8,10 @@ use std::time::Duration;
 use reparto_protocol::limits;
 
 use super::BalancerError;
+use super::upstreams::MOST_UPSTREAMS;
 use crate::background::StoreSettings;
 use crate::dialect::Listener;
+use crate::dialect::lines::Upstream;
 use crate::scheduler::Config;
 
 /// Most event loops of a balancer. Long before there are as many, the scheduler is what is waited for.
@@ -34,6 +36,12 @@ pub struct Settings {
     pub workers: SocketAddr,
     /// Where Gearman's clients, workers and operators connect; `None` for nowhere, the default. Usual is port 4730.
     pub gearman: Option<SocketAddr>,
+    /// Where clients and workers connect that speak lines; none by default.
+    pub lines: Vec<SocketAddr>,
+    /// The action of lines that name none. Default `default`.
+    pub lines_action: String,
+    /// Servers that answer JSON lines, to connect to; none by default.
+    pub upstreams: Vec<Upstream>,
     /// The scheduler's own settings. Its seed is random by default.
     pub scheduler: Config,
     /// Where background tasks are kept; `None` for nowhere: they are refused. Default `None`.
@@ -74,6 +82,9 @@ impl Default for Settings {
             clients: ([127, 0, 0, 1], 8888).into(),
             workers: ([127, 0, 0, 1], 8889).into(),
             gearman: None,
+            lines: Vec::new(),
+            lines_action: "default".into(),
+            upstreams: Vec::new(),
             scheduler: Config { seed: RandomState::new().build_hasher().finish(), ..Config::default() },
             store: None,
             reactors: 1,
@@ -104,7 +115,9 @@ impl Settings {
     /// Where the balancer listens, and for whom: for clients, for workers, then for what else there is.
     pub(super) fn listeners(&self) -> impl Iterator<Item = (Listener, SocketAddr)> {
         let gearman = self.gearman.map(|address| (Listener::Gearman, address));
-        [(Listener::Clients, self.clients), (Listener::Workers, self.workers)].into_iter().chain(gearman)
+        let lines = self.lines.iter().map(|address| (Listener::Lines, *address));
+        let native = [(Listener::Clients, self.clients), (Listener::Workers, self.workers)];
+        native.into_iter().chain(gearman).chain(lines)
     }
 
     /// Checks that the settings make sense together.
@@ -140,6 +153,21 @@ impl Settings {
         let listeners = self.listeners().count();
         if listeners > MOST_LISTENERS {
             return wrong("listeners", format!("are {listeners}, over the bound of {MOST_LISTENERS}"));
+        }
+        if !(1..=limits::MAX_ACTION_BYTES).contains(&self.lines_action.len()) {
+            let (bytes, most) = (self.lines_action.len(), limits::MAX_ACTION_BYTES);
+            return wrong("lines_action", format!("has {bytes} bytes, but must have 1 to {most}"));
+        }
+        if self.upstreams.len() > MOST_UPSTREAMS {
+            return wrong(
+                "upstream",
+                format!("names {}, over the bound of {MOST_UPSTREAMS}", self.upstreams.len()),
+            );
+        }
+        let mut names: Vec<String> = self.upstreams.iter().map(Upstream::name).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return wrong("upstream", format!("names {} twice; give it all its actions at once", twice[0]));
         }
         let Config { heartbeat, silence, max_tasks, .. } = self.scheduler;
         if heartbeat < Duration::from_millis(1) {

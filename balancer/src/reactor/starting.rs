@@ -18,6 +18,7 @@ use super::listener::Acceptor;
 use super::net::Net;
 use super::totals::Totals;
 use super::turn::{Reactor, WAKER};
+use super::upstreams::Upstreams;
 use super::{Balancer, BalancerError, Handle, Settings};
 use crate::background::{Keeper, OpenedStore};
 use crate::dialect::Listener;
@@ -44,8 +45,9 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
     let addresses: Vec<_> = acceptors.iter().map(Acceptor::address).collect();
     // `Settings::listeners` begins with these two.
     let (clients, workers) = (addresses[0], addresses[1]);
-    let gearman = acceptors.iter().find(|acceptor| acceptor.listener() == Listener::Gearman);
-    let gearman = gearman.map(Acceptor::address);
+    let of = |listener| acceptors.iter().filter(move |acceptor| acceptor.listener() == listener);
+    let gearman = of(Listener::Gearman).map(Acceptor::address).next();
+    let lines = of(Listener::Lines).map(Acceptor::address).collect();
     let scheduler = Scheduler::new(settings.scheduler.clone());
     let keeper = match store {
         Some(store) => {
@@ -54,25 +56,23 @@ pub(super) fn bind(settings: Settings, store: Option<OpenedStore>) -> Result<Bal
                 // It fails when the balancer is gone, and then nobody waits for it.
                 let _ = waker.wake();
             };
-            Some(Box::new(Keeper::start(store, wake)?))
+            let max_payload = usize::try_from(settings.max_frame_bytes).unwrap_or(usize::MAX);
+            Some(Box::new(Keeper::start(store, max_payload, wake)?))
         }
         None => None,
     };
+    let upstreams = Upstreams::new(&settings.upstreams, Some(Arc::clone(&waker)));
     let reactors = if settings.reactors == 1 {
         let mut net = Net::new(poll, (clients, workers), settings, None);
         net.acceptors = acceptors;
+        net.upstreams = upstreams;
         let alone = Alone { scheduler, handle: handle.clone(), keeper };
         Reactors::One(Box::new(Reactor::new(net, alone, Instant::now())))
     } else {
-        several(
-            (poll, waker),
-            (acceptors, (clients, workers)),
-            (scheduler, keeper),
-            handle.clone(),
-            &settings,
-        )?
+        let ways = Ways { acceptors, upstreams, addresses: (clients, workers) };
+        several((poll, waker), ways, (scheduler, keeper), handle.clone(), &settings)?
     };
-    Ok(Balancer { clients, workers, gearman, handle, reactors })
+    Ok(Balancer { clients, workers, gearman, lines, handle, reactors })
 }
 
 fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
@@ -81,10 +81,18 @@ fn poll_and_waker() -> Result<(Poll, Arc<Waker>), BalancerError> {
     Ok((poll, Arc::new(waker)))
 }
 
+/// How connections come to be, all of them at the first reactor.
+struct Ways {
+    acceptors: Vec<Acceptor>,
+    upstreams: Upstreams,
+    /// Where clients and workers connect.
+    addresses: (SocketAddr, SocketAddr),
+}
+
 /// The first reactor with the scheduler, the others, and the mailboxes between them.
 fn several(
     first: (Poll, Arc<Waker>),
-    (acceptors, addresses): (Vec<Acceptor>, (SocketAddr, SocketAddr)),
+    ways: Ways,
     scheduler: (Scheduler, Option<Box<Keeper>>),
     handle: Handle,
     settings: &Settings,
@@ -97,12 +105,13 @@ fn several(
         polls.iter().map(|(_, waker)| Arc::new(Bell::new(Some(Arc::clone(waker))))).collect();
     let totals = Arc::new(Totals::new(&bells));
     let mut nets = (0..).zip(polls).map(|(number, (poll, _))| {
-        Net::new(poll, addresses, settings.clone(), Some((number, Arc::clone(&totals))))
+        Net::new(poll, ways.addresses, settings.clone(), Some((number, Arc::clone(&totals))))
     });
     let numbering = |number| Numbering::new(number, settings.reactors);
     // They are at least two.
     let Some(mut net) = nets.next() else { return Err(BalancerError::Poll(io::ErrorKind::NotFound.into())) };
-    net.acceptors = acceptors;
+    net.acceptors = ways.acceptors;
+    net.upstreams = ways.upstreams;
     let origin = Instant::now();
     let mut hub = Hub::new(scheduler, handle, numbering(0), &totals, &bells[0]);
     let mut fronts = Vec::with_capacity(settings.reactors - 1);

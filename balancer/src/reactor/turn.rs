@@ -95,6 +95,7 @@ impl<D: Decider> Reactor<D> {
             self.begin_stopping();
         }
         self.accept();
+        self.connect_upstreams();
         let (mut bytes, mut turns) = (0, self.net.ready.len());
         while bytes < TURN_BYTES && turns > 0 {
             if self.decider.is_full() {
@@ -144,8 +145,13 @@ impl<D: Decider> Reactor<D> {
             Stop::No => None,
             Stop::Told(at) | Stop::Leaving(at) => Some(at),
         };
-        let next =
-            [self.decider.next_timer(self.net.now), self.net.deadlines.next(), self.net.accept_again, stop];
+        let next = [
+            self.decider.next_timer(self.net.now),
+            self.net.deadlines.next(),
+            self.net.accept_again,
+            self.net.upstreams.next(),
+            stop,
+        ];
         // Turns are not free, so time has passed since `now`; a wait that begins at `now` ends a little late,
         // by less than the turn took, which no deadline minds.
         next.into_iter().flatten().min().map(|at| at.since(self.net.now))
@@ -161,10 +167,20 @@ impl<D: Decider> Reactor<D> {
             return;
         };
         let Some((peer, connection)) = self.net.connections.at(index) else { return };
+        if connection.connecting {
+            self.finish_connecting(peer);
+            return self.note_input(peer, event);
+        }
         if event.is_writable() && connection.write_blocked {
             connection.write_blocked = false;
             touch(peer, connection, &mut self.net.touched, &mut self.net.spare);
         }
+        self.note_input(peer, event);
+    }
+
+    /// Notes that a connection may have something to be read, or has ended.
+    fn note_input(&mut self, peer: Peer, event: &mio::event::Event) {
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
         let ending = event.is_read_closed() || event.is_error();
         if connection.input_over && connection.open() && (event.is_write_closed() || event.is_error()) {
             // Reading would not tell, since the peer's sending side was closed before.
@@ -217,6 +233,7 @@ impl<D: Decider> Reactor<D> {
     fn begin_stopping(&mut self) {
         log::info!("stopping, with {} connections", self.net.connections.len());
         self.net.acceptors.clear();
+        self.net.upstreams.stop();
         self.stop = Stop::Told(self.net.now.after(self.net.settings.grace).after(STOP_SLACK));
         let strangers: Vec<Peer> = self
             .net

@@ -107,7 +107,8 @@ impl<D: Decider> Reactor<D> {
         else {
             return;
         };
-        log::debug!("{} is closed: {}: {}", name(&connection.stream), refusal.code, refusal.message);
+        let level = if connection.upstream.is_some() { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "{} is closed: {}: {}", name(&connection.stream), refusal.code, refusal.message);
         self.net.append(peer, |connection| connection.session.refuse(refusal, &mut connection.output));
         self.net.begin_closing(peer);
         self.handle(Event::Gone { peer: self.decider.outside(peer) });
@@ -139,6 +140,9 @@ impl<D: Decider> Reactor<D> {
         }
         if connection.phase == Phase::Open {
             self.handle(Event::Gone { peer: self.decider.outside(peer) });
+        }
+        if let Some(index) = connection.upstream {
+            self.net.upstreams.lost(index as usize, self.net.now, why);
         }
     }
 }

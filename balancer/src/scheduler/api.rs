@@ -38,6 +38,25 @@ pub struct Peer {
     pub generation: u32,
 }
 
+impl Peer {
+    /// The first index of the balancer's own parts, which no connection has.
+    const FIRST_INSIDER: u32 = 1 << 31;
+
+    /// A part of the balancer itself that stands in the scheduler as a client or a worker. It has no connection; what is
+    /// said to it goes to whoever it belongs to.
+    #[must_use]
+    pub const fn insider(number: u16) -> Peer {
+        Peer { index: Peer::FIRST_INSIDER + number as u32, generation: 1 }
+    }
+
+    /// Whether it is one.
+    #[inline]
+    #[must_use]
+    pub const fn is_insider(self) -> bool {
+        self.index >= Peer::FIRST_INSIDER
+    }
+}
+
 /// One attempt at one task: a slab index and a generation that is new for every attempt. Never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssignmentId(pub u64);

@@ -44,25 +44,25 @@ pub trait Effects<'a> {
         self.push(Effect::Result { peer, id, payload });
     }
 
-    /// Takes assignments to one worker of first attempts at tasks of one action with the usual options, as many as
-    /// `next` gives: as [`assign`](Self::assign) takes each.
+    /// Takes assignments to one worker of first attempts at tasks of one action with the usual options, as
+    /// [`assign`](Self::assign) takes each: all that `assignments` gives. What it gives is done as it is taken.
     #[inline]
     fn assign_some<'p>(
         &mut self,
         peer: Peer,
         action: &str,
-        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
     ) {
-        while let Some((assignment, payload)) = next() {
+        for (assignment, payload) in assignments {
             self.assign(peer, assignment, Assignment::first(action, payload));
         }
     }
 
-    /// Takes results for one client, as many as `next` gives, with the client's numbers for the tasks: as
-    /// [`result`](Self::result) takes each.
+    /// Takes results for one client, with the client's numbers for the tasks, as [`result`](Self::result) takes each:
+    /// all that `results` gives. What it gives is done as it is taken.
     #[inline]
-    fn result_some(&mut self, peer: Peer, next: &mut impl FnMut() -> Option<(u64, Payload<'a>)>) {
-        while let Some((id, payload)) = next() {
+    fn result_some(&mut self, peer: Peer, results: &mut impl Iterator<Item = (u64, Payload<'a>)>) {
+        for (id, payload) in results {
             self.result(peer, id, payload);
         }
     }

@@ -7,7 +7,7 @@ use super::pulling::Rest;
 use super::slab::{List, NONE};
 use super::task::{Place, WaiterLink};
 use super::worker::Worker;
-use super::{Action, PeerRow, Role, Scheduler};
+use super::{Action, Role, Scheduler};
 
 impl Scheduler {
     /// Panics where the state contradicts itself.
@@ -141,8 +141,8 @@ impl Scheduler {
         assert_eq!(waits, self.owed, "someone is owed an answer by no task");
         let pushed = self.workers.iter().filter(|(_, worker)| worker.puller.is_none()).count();
         assert_eq!((self.worker_ids.len(), self.pullers), (pushed, self.workers.len() - pushed));
-        let is_worker = |row: &&PeerRow| matches!(row.role, Role::Worker(_) | Role::Dual { .. });
-        let workers = self.peers.iter().filter(is_worker).count();
+        let roles = self.peers.iter().map(|row| row.role).chain(self.insiders.values().copied());
+        let workers = roles.filter(|role| matches!(role, Role::Worker(_) | Role::Dual { .. })).count();
         assert_eq!(workers, self.workers.len());
         let looked_at = self.workers.iter().filter(|(_, worker)| worker.check_at.0 != u64::MAX).count();
         assert_eq!(self.checks.len(), looked_at);

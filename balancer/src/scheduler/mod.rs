@@ -37,7 +37,7 @@
 //! exactly one place: in a flow of its action's queue (`queue`), or held by a worker (`worker`, `held`). Workers are chosen
 //! by `choice`, actions by `turns`; the timers of tasks stand in a `wheel`, what is due for workers in a small
 //! ordered set. The rules themselves are in `clients` (submit, cancel, leave), `workers` (register, finish, lost),
-//! `assigning` (queue, assign, feed), `watching` (heartbeats, recall), `ending` (answering, expiring, stopping) and
+//! `assigning` (queue, assign, feed), `lending` (to other balancers), `watching` (heartbeats, recall), `ending` (answering, expiring, stopping) and
 //! `background` (what a store keeps).
 //!
 //! No event works through what may be a million rows: [`Scheduler::tick`] does a part of it at a time.
@@ -54,6 +54,7 @@ mod clients;
 mod effects;
 mod ending;
 mod held;
+mod lending;
 mod numbers;
 mod payload;
 mod pulling;
@@ -77,7 +78,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
@@ -117,6 +118,8 @@ pub struct Scheduler {
     now: Time,
     /// By [`Peer::index`].
     peers: Vec<PeerRow>,
+    /// The parts of the balancer itself, which have no such index.
+    insiders: BTreeMap<Peer, Role>,
     clients: Slab<Client>,
     workers: Slab<Worker>,
     worker_ids: HashMap<Box<str>, u32, FixedState>,
@@ -236,6 +239,7 @@ impl Scheduler {
         Scheduler {
             now: Time(0),
             peers: Vec::new(),
+            insiders: BTreeMap::new(),
             clients: Slab::new(),
             workers: Slab::new(),
             worker_ids: HashMap::with_hasher(hasher.clone()),
@@ -421,6 +425,11 @@ impl Scheduler {
         }
     }
 
+    /// The priority of the task of an assignment that a worker holds.
+    pub fn priority(&self, id: AssignmentId) -> Option<u8> {
+        self.task_of(id).map(|task| self.tasks[task].priority)
+    }
+
     /// The name of a task's present attempt. [`task_of`](Self::task_of) goes the other way.
     #[inline]
     fn assignment_id(&self, task: u32) -> AssignmentId {
@@ -439,12 +448,17 @@ impl Scheduler {
     fn role(&self, peer: Peer) -> Role {
         match self.peers.get(peer.index as usize) {
             Some(row) if row.generation == peer.generation => row.role,
+            None if peer.is_insider() => self.insiders.get(&peer).copied().unwrap_or(Role::None),
             _ => Role::None,
         }
     }
 
     /// Gives a peer a role.
     fn know_peer(&mut self, peer: Peer, role: Role) {
+        if peer.is_insider() {
+            self.insiders.insert(peer, role);
+            return;
+        }
         let index = peer.index as usize;
         if index >= self.peers.len() {
             self.peers.resize(index + 1, PeerRow { generation: 0, role: Role::None });
@@ -454,7 +468,7 @@ impl Scheduler {
 
     fn forget_peer(&mut self, peer: Peer) -> Role {
         let role = self.role(peer);
-        if role != Role::None {
+        if role != Role::None && self.insiders.remove(&peer).is_none() {
             self.peers[peer.index as usize].role = Role::None;
         }
         role

@@ -335,7 +335,7 @@ fn class_of(bytes: usize) -> usize {
 
 /// Bytes of a class's blocks.
 fn bytes_of(class: usize) -> usize {
-    let of_doubling = if class % 2 == 0 { 96 } else { 128 };
+    let of_doubling = if class.is_multiple_of(2) { 96 } else { 128 };
     of_doubling << (class / 2)
 }
 

@@ -154,6 +154,30 @@ impl Flows {
         }
     }
 
+    /// Some tasks of a queue that fit, at most `most`: of the highest priority first, and in each the oldest first. No more
+    /// than `look_at` are looked at.
+    pub(super) fn oldest(
+        &self,
+        queue: &Queue,
+        tasks: &Tasks,
+        look_at: usize,
+        most: usize,
+        fits: impl Fn(&Task) -> bool,
+    ) -> Vec<u32> {
+        let (mut found, mut looks) = (Vec::new(), look_at);
+        for level in queue.levels.iter().rev() {
+            let mut at = level.by_age.head();
+            while at != NONE && looks > 0 && found.len() < most {
+                looks -= 1;
+                if fits(&tasks[at]) {
+                    found.push(at);
+                }
+                at = List::<AgeLink>::next(tasks, at);
+            }
+        }
+        found
+    }
+
     /// Which level is next, and the rank that its oldest task gives it.
     pub(super) fn peek(&self, queue: &Queue, tasks: &Tasks) -> Option<Next> {
         let mut best: Option<Next> = None;

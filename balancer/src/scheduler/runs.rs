@@ -5,11 +5,17 @@
 //! action stay at hand. To the letter nothing else happens than if each had come as an [`Event`](super::Event) of its
 //! own: the same effects in the same order. Whatever is out of the ordinary goes the ordinary way.
 
+use foldhash::fast::FixedState;
+
 use super::choice::{Change, Pick};
-use super::clients::Wait;
-use super::payload::BLOCK_BYTES;
-use super::task::{Place, Tasks};
+use super::clients::{Client, Wait};
+use super::held::Held;
+use super::numbers::Numbers;
+use super::payload::{BLOCK_BYTES, Store};
+use super::slab::Slab;
+use super::task::{Place, Tasks, Waiter};
 use super::watching::STALL;
+use super::worker::Worker;
 use super::{AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submission, Time, limits};
 
 /// How far a part of a run went.
@@ -40,7 +46,7 @@ struct Done<'a> {
 }
 
 /// The next of a worker's results, if its task is a usual one.
-#[inline]
+#[inline(always)]
 fn next_usual<'a>(
     tasks: &Tasks,
     worker: u32,
@@ -55,6 +61,111 @@ fn next_usual<'a>(
     });
     let task = usual.ok_or(Went::To((assignment, payload)))?;
     Ok(Done { assignment, payload, client: task.client, id: task.client_id, action: task.action })
+}
+
+/// Tasks of a run, each given to the same worker as it is asked for. Ends when the worker is no longer next for one.
+struct HandedOver<'s, 'p, I> {
+    tasks: &'s mut I,
+    /// What rows have in common: client, action, time and worker.
+    blank: (u32, u32, Time, u32),
+    takes_turns: bool,
+    /// Tasks that may yet be taken in.
+    left: usize,
+    /// Bytes of payload that may yet be taken in.
+    bytes_left: usize,
+    rows: &'s mut Tasks,
+    payloads: &'s mut Store,
+    attempt_tag: &'s mut u32,
+    client: &'s mut Client,
+    worker: &'s mut Worker,
+    /// Where it ended.
+    went: Option<Went<Handed<'p>>>,
+}
+
+impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
+    type Item = (AssignmentId, Payload<'p>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.went.is_some() {
+            return None;
+        }
+        let Some((id, payload)) = self.tasks.next() else {
+            self.went = Some(Went::Through);
+            return None;
+        };
+        let bytes = payload.len();
+        let fits = self.left > 0 && bytes <= self.bytes_left;
+        if !fits || bytes > BLOCK_BYTES || !self.client.numbers.takes_at_once(id) {
+            self.went = Some(Went::To((id, payload)));
+            return None;
+        }
+        let (client, action, now, worker) = self.blank;
+        *self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
+        let (task, row) = self.rows.add();
+        row.payload = self.payloads.keep(task, payload);
+        (row.client, row.client_id) = (client, id);
+        (row.action, row.since) = (action, now);
+        row.priority = limits::DEFAULT_PRIORITY;
+        row.max_attempts = limits::DEFAULT_MAX_ATTEMPTS;
+        row.attempt_tag = *self.attempt_tag;
+        row.put(Place::Held(worker));
+        self.client.numbers.put(id, task);
+        let assignment = AssignmentId::new(*self.attempt_tag, task);
+        self.worker.held.add(assignment);
+        self.worker.in_flight += 1;
+        self.worker.bytes += bytes;
+        (self.left, self.bytes_left) = (self.left - 1, self.bytes_left - bytes);
+        if self.takes_turns || !self.worker.stays.contains(&self.worker.in_flight) || !self.worker.has_room()
+        {
+            self.went = Some(Went::OnePart);
+        }
+        Some((assignment, payload))
+    }
+}
+
+/// Results of a worker for one client's tasks of one action, each of which ends as it is asked for. Ends before the
+/// first result that is not such a one.
+struct Ended<'s, 'a, I> {
+    results: &'s mut I,
+    /// The next one.
+    next: Result<Done<'a>, Went<Given<'a>>>,
+    /// The worker, the client and the action.
+    of: (u32, u32, u32),
+    held: &'s mut Held,
+    rows: &'s mut Tasks,
+    payloads: &'s mut Store,
+    numbers: &'s mut Numbers,
+    waiters: &'s Slab<Waiter>,
+    hasher: &'s FixedState,
+    count: usize,
+    bytes: usize,
+}
+
+impl<'a, I: Iterator<Item = Given<'a>>> Iterator for Ended<'_, 'a, I> {
+    type Item = (u64, Payload<'a>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        let (worker, client, action) = self.of;
+        let Ok(Done { assignment, payload, client: its_client, id, action: its_action }) = self.next else {
+            return None;
+        };
+        if its_client != client || its_action != action {
+            return None;
+        }
+        let task = assignment.task();
+        self.held.remove(self.rows, assignment);
+        let (rows, waiters) = (&*self.rows, self.waiters);
+        let id_of = |entry| super::clients::client_id_of(rows, waiters, entry);
+        self.numbers.remove(self.hasher, id, Wait::First(task).entry(), id_of);
+        let kept = self.rows[task].payload;
+        self.rows.vacate(task);
+        self.payloads.release(kept);
+        (self.count, self.bytes) = (self.count + 1, self.bytes + kept.len());
+        self.next = next_usual(self.rows, worker, self.results);
+        Some((id, payload))
+    }
 }
 
 impl Scheduler {
@@ -162,46 +273,22 @@ impl Scheduler {
         let most_bytes = most_bytes.unwrap_or(0);
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
         let (in_flight, bytes_before) = (worker.in_flight, worker.bytes);
-        let peer = worker.peer;
-        let name = &*self.actions[action].name;
-        let mut count = 0;
-        let mut went = None;
-        let mut give = || {
-            if went.is_some() {
-                return None;
-            }
-            let Some((id, payload)) = tasks.next() else {
-                went = Some(Went::Through);
-                return None;
-            };
-            let bytes = payload.len();
-            let fits = count < most && worker.bytes - bytes_before + bytes <= most_bytes;
-            if !fits || bytes > BLOCK_BYTES || !client_row.numbers.takes_at_once(id) {
-                went = Some(Went::To((id, payload)));
-                return None;
-            }
-            self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
-            let (task, row) = self.tasks.add();
-            row.payload = self.payloads.keep(task, payload);
-            (row.client, row.client_id) = (client, id);
-            (row.action, row.since) = (action, self.now);
-            row.priority = limits::DEFAULT_PRIORITY;
-            row.max_attempts = limits::DEFAULT_MAX_ATTEMPTS;
-            row.attempt_tag = self.attempt_tag;
-            row.put(Place::Held(pick.worker));
-            client_row.numbers.put(id, task);
-            let assignment = AssignmentId::new(self.attempt_tag, task);
-            worker.held.add(assignment);
-            worker.in_flight += 1;
-            worker.bytes += bytes;
-            count += 1;
-            if takes_turns || !worker.stays.contains(&worker.in_flight) || !worker.has_room() {
-                went = Some(Went::OnePart);
-            }
-            Some((assignment, payload))
+        let mut given = HandedOver {
+            tasks,
+            blank: (client, action, self.now, pick.worker),
+            takes_turns,
+            left: most,
+            bytes_left: most_bytes,
+            rows: &mut self.tasks,
+            payloads: &mut self.payloads,
+            attempt_tag: &mut self.attempt_tag,
+            client: &mut *client_row,
+            worker: &mut *worker,
+            went: None,
         };
-        effects.assign_some(peer, name, &mut give);
-        while give().is_some() {}
+        let peer = given.worker.peer;
+        effects.assign_some(peer, &self.actions[action].name, &mut given);
+        let (count, went) = (most - given.left, given.went.unwrap_or(Went::OnePart));
         let bytes = worker.bytes - bytes_before;
         let outgrew = in_flight <= worker.threads && worker.in_flight > worker.threads;
         let stall_at = self.now.after(STALL);
@@ -218,7 +305,7 @@ impl Scheduler {
             self.choice.picked(&mut self.actions, pick);
             self.choice.update(&mut self.workers, &mut self.actions, pick.worker, Change::Assigned);
         }
-        went.unwrap_or(Went::OnePart)
+        went
     }
 
     /// Ends the tasks at the head of a worker's results, as long as nothing waits for the room that they leave.
@@ -235,39 +322,31 @@ impl Scheduler {
         }
         let (mut count, mut bytes) = (0, 0);
         let mut next = next_usual(&self.tasks, worker, results);
-        let went = loop {
-            let Done { client, action, .. } = match next {
-                Ok(done) => done,
-                Err(went) => break went,
-            };
+        while let Ok(Done { client, action, .. }) = next {
             let (client_row, action_row) = (&mut self.clients[client], &mut self.actions[action]);
-            if let Ok(done) = next
-                && (client_row.gone || action_row.offers.workers == 0)
-            {
-                break Went::To((done.assignment, done.payload));
+            if client_row.gone || action_row.offers.workers == 0 {
+                break;
             }
-            let (peer, count_before, bytes_before) = (client_row.peer, count, bytes);
-            let mut give = || {
-                let done = next.as_ref().ok().filter(|done| (done.client, done.action) == (client, action));
-                let Done { assignment, id, payload, .. } = *done?;
-                let task = assignment.task();
-                row.held.remove(&self.tasks, assignment);
-                let (tasks, waiters) = (&self.tasks, &self.waiters);
-                let id_of = |entry| super::clients::client_id_of(tasks, waiters, entry);
-                client_row.numbers.remove(&self.hasher, id, Wait::First(task).entry(), id_of);
-                let kept = self.tasks[task].payload;
-                self.tasks.vacate(task);
-                bytes += kept.len();
-                self.payloads.release(kept);
-                count += 1;
-                next = next_usual(&self.tasks, worker, results);
-                Some((id, payload))
+            let peer = client_row.peer;
+            let mut ended = Ended {
+                results: &mut *results,
+                next,
+                of: (worker, client, action),
+                held: &mut row.held,
+                rows: &mut self.tasks,
+                payloads: &mut self.payloads,
+                numbers: &mut client_row.numbers,
+                waiters: &self.waiters,
+                hasher: &self.hasher,
+                count: 0,
+                bytes: 0,
             };
-            effects.result_some(peer, &mut give);
-            while give().is_some() {}
-            client_row.bytes -= bytes - bytes_before;
-            action_row.running -= count - count_before;
-        };
+            effects.result_some(peer, &mut ended);
+            (count, bytes) = (count + ended.count, bytes + ended.bytes);
+            action_row.running -= ended.count;
+            client_row.bytes -= ended.bytes;
+            next = ended.next;
+        }
         if count > 0 {
             row.finished_at = self.now;
             row.in_flight -= count as u32;
@@ -278,6 +357,9 @@ impl Scheduler {
             self.counts.done += count as u64;
             self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
         }
-        went
+        match next {
+            Ok(done) => Went::To((done.assignment, done.payload)),
+            Err(went) => went,
+        }
     }
 }

@@ -13,29 +13,23 @@ const KEPT_ROWS: usize = 65_536;
 /// The index that no row has.
 pub(super) const NONE: u32 = u32::MAX;
 
-#[derive(Debug, Clone)]
-enum Row<T> {
-    /// Empty; the next empty row after it.
-    Vacant(u32),
-    Occupied(T),
-}
-
 /// Rows with small, reused indexes. To use an index whose row is empty is a bug of the scheduler and panics;
 /// what comes from outside is looked up with [`get`](Self::get).
 #[derive(Debug, Clone)]
 pub(super) struct Slab<T> {
-    rows: Vec<Row<T>>,
-    vacant: u32,
-    occupied: usize,
+    rows: Vec<Option<T>>,
+    /// The empty rows. They stand in a list of their own, so that to fill one it need not be read first.
+    vacant: Vec<u32>,
 }
 
 impl<T> Slab<T> {
     pub(super) fn new() -> Self {
-        Slab { rows: Vec::new(), vacant: NONE, occupied: 0 }
+        Slab { rows: Vec::new(), vacant: Vec::new() }
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
-        self.occupied
+        self.rows.len() - self.vacant.len()
     }
 
     /// Rows, occupied or not: more than any index in use.
@@ -51,28 +45,20 @@ impl<T> Slab<T> {
     /// As [`insert`](Self::insert), and gives the row to be filled in.
     #[inline(always)]
     pub(super) fn add(&mut self, value: T) -> (u32, &mut T) {
-        self.occupied += 1;
-        let mut index = self.vacant;
-        if index == NONE {
-            assert!(self.rows.len() < NONE as usize, "callers bound their rows far below 2^32");
-            index = self.rows.len() as u32;
-            self.rows.push(Row::Vacant(NONE));
-        }
-        let row = &mut self.rows[index as usize];
-        if let Row::Vacant(next) = row {
-            self.vacant = *next;
-        }
-        *row = Row::Occupied(value);
-        match row {
-            Row::Occupied(value) => (index, value),
-            Row::Vacant(_) => unreachable!("it was filled a moment ago"),
-        }
+        let index = match self.vacant.pop() {
+            Some(index) => index,
+            None => {
+                assert!(self.rows.len() < NONE as usize, "callers bound their rows far below 2^32");
+                self.rows.push(None);
+                (self.rows.len() - 1) as u32
+            }
+        };
+        (index, self.rows[index as usize].insert(value))
     }
 
     #[inline]
     pub(super) fn remove(&mut self, index: u32) -> T {
-        let row = std::mem::replace(&mut self.rows[index as usize], Row::Vacant(self.vacant));
-        let Row::Occupied(value) = row else { panic!("row {index} is empty already") };
+        let Some(value) = self.rows[index as usize].take() else { panic!("row {index} is empty already") };
         self.vacated(index);
         value
     }
@@ -81,33 +67,26 @@ impl<T> Slab<T> {
     #[inline]
     pub(super) fn vacate(&mut self, index: u32) {
         let row = &mut self.rows[index as usize];
-        assert!(matches!(row, Row::Occupied(_)), "row {index} is empty already");
-        *row = Row::Vacant(self.vacant);
+        assert!(row.is_some(), "row {index} is empty already");
+        *row = None;
         self.vacated(index);
     }
 
     #[inline]
     fn vacated(&mut self, index: u32) {
-        self.vacant = index;
-        self.occupied -= 1;
-        if self.occupied == 0 && self.rows.len() > KEPT_ROWS {
+        self.vacant.push(index);
+        if self.vacant.len() == self.rows.len() && self.rows.len() > KEPT_ROWS {
             *self = Slab::new();
         }
     }
 
     #[inline]
     pub(super) fn get(&self, index: u32) -> Option<&T> {
-        match self.rows.get(index as usize) {
-            Some(Row::Occupied(value)) => Some(value),
-            _ => None,
-        }
+        self.rows.get(index as usize)?.as_ref()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        self.rows.iter().enumerate().filter_map(|(index, row)| match row {
-            Row::Occupied(value) => Some((index as u32, value)),
-            Row::Vacant(_) => None,
-        })
+        self.rows.iter().enumerate().filter_map(|(index, row)| Some((index as u32, row.as_ref()?)))
     }
 }
 
@@ -116,8 +95,8 @@ impl<T> Index<u32> for Slab<T> {
     #[inline]
     fn index(&self, index: u32) -> &T {
         match &self.rows[index as usize] {
-            Row::Occupied(value) => value,
-            Row::Vacant(_) => panic!("row {index} is empty"),
+            Some(value) => value,
+            None => panic!("row {index} is empty"),
         }
     }
 }
@@ -126,8 +105,8 @@ impl<T> IndexMut<u32> for Slab<T> {
     #[inline]
     fn index_mut(&mut self, index: u32) -> &mut T {
         match &mut self.rows[index as usize] {
-            Row::Occupied(value) => value,
-            Row::Vacant(_) => panic!("row {index} is empty"),
+            Some(value) => value,
+            None => panic!("row {index} is empty"),
         }
     }
 }

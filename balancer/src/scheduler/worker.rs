@@ -153,6 +153,12 @@ impl Worker {
         self.puller.as_ref().is_some_and(|puller| puller.rest == Rest::Asleep) && self.takes_another()
     }
 
+    /// How many more tasks it would be given now.
+    pub(super) fn free_room(&self) -> usize {
+        let free = if self.has_room() { self.room.saturating_sub(self.in_flight) } else { 0 };
+        usize::try_from(free).unwrap_or(usize::MAX)
+    }
+
     /// Of a worker that has much payload and no free thread: is it little for so many threads?
     fn may_hold_more(&self) -> bool {
         self.bytes < HELD_BYTES.saturating_mul(self.threads as usize)

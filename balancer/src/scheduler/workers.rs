@@ -259,7 +259,7 @@ impl Scheduler {
     }
 
     /// Puts a task that came back at the head of its queue. The caller sees to it that the queue is served.
-    fn requeue<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
+    pub(super) fn requeue<'a>(&mut self, task: u32, effects: &mut impl Effects<'a>) {
         if !self.tasks[task].is_wanted() {
             self.drop_task(task);
             return;

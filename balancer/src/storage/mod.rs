@@ -30,8 +30,8 @@ pub use store::{
 };
 pub use task::{
     Backoff, BlobKey, BlobKind, Body, FailedAttempt, Failure, IdempotencyKey, MAX_ACTION_LEN,
-    MAX_BLOB_KEY_LEN, MAX_ERROR_LEN, MAX_KEY_LEN, NewTask, NotATaskId, Outcome, StoredTask, TaskId, TaskIds,
-    TaskState,
+    MAX_BLOB_KEY_LEN, MAX_ERROR_LEN, MAX_KEY_LEN, MAX_REPLY_LEN, NewTask, NotATaskId, Outcome, StoredTask,
+    TaskId, TaskIds, TaskState,
 };
 pub use threads::{
     Completion, Query, Reply, Request, Storage, StorageSettings, StorageStatus, SubmitError, Trouble,

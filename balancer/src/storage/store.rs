@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::task::{
-    BlobKey, FailedAttempt, MAX_ACTION_LEN, MAX_KEY_LEN, NewTask, Outcome, StoredTask, TaskId, TaskState,
+    BlobKey, FailedAttempt, MAX_ACTION_LEN, MAX_KEY_LEN, MAX_REPLY_LEN, NewTask, Outcome, StoredTask, TaskId,
+    TaskState,
 };
 
 /// Most tasks in one page of an answer.
@@ -84,6 +85,12 @@ pub enum Operation {
         /// Which task.
         id: TaskId,
     },
+    /// An ended task's outcome was told to whom it was owed ([`NewTask::reply`]), or nobody is there to be told. Of a
+    /// store that balancers share alone.
+    Settle {
+        /// Which task.
+        id: TaskId,
+    },
     /// Look after what lies between the balancers, a step at a time: what has become due, has expired, or belongs to a
     /// balancer that is dead. Of a store that balancers share alone; answered by [`Answer::Swept`].
     Sweep {
@@ -101,7 +108,9 @@ impl Operation {
         size_of::<Operation>()
             + match self {
                 Operation::Accept(task) => {
-                    task.payload.memory() + task.idempotency.as_ref().map_or(0, |key| key.key.len())
+                    task.payload.memory()
+                        + task.idempotency.as_ref().map_or(0, |key| key.key.len())
+                        + task.reply.as_ref().map_or(0, |reply| reply.len())
                 }
                 Operation::Retry { attempt, .. } => attempt.failure.message.len() + attempt.worker.len(),
                 Operation::Finish(outcome) => {
@@ -130,6 +139,9 @@ impl Operation {
                 "the idempotency key has {} bytes, and {MAX_KEY_LEN} is the limit",
                 key_len(task)
             )),
+            Operation::Accept(NewTask { reply: Some(reply), .. }) if reply.len() > MAX_REPLY_LEN => {
+                invalid(format!("where to reply has {} bytes, and {MAX_REPLY_LEN} is the limit", reply.len()))
+            }
             Operation::Accept(NewTask { payload: body, .. })
             | Operation::Finish(Outcome { result: body, .. })
                 if body.memory() > MAX_INLINE_LEN =>
@@ -197,6 +209,9 @@ pub enum Answer {
         to_publish: Vec<ToPublish>,
         /// Tasks that have expired.
         expired: Vec<TaskId>,
+        /// Ended tasks whose outcome is still owed to somebody ([`NewTask::reply`]), which this balancer has
+        /// undertaken to tell.
+        owed: Vec<TaskId>,
         /// When the next task is due, if there is one.
         next_due: Option<i64>,
         /// There may be more to publish at once.

@@ -17,6 +17,8 @@ pub const MAX_ACTION_LEN: usize = 255;
 pub const MAX_KEY_LEN: usize = 1024;
 /// Longest text of an error that is kept, in bytes; a longer one is cut.
 pub const MAX_ERROR_LEN: usize = 16 * 1024;
+/// Longest [`NewTask::reply`], in bytes.
+pub const MAX_REPLY_LEN: usize = 4096;
 /// Longest key of a blob, in bytes.
 pub const MAX_BLOB_KEY_LEN: usize = 255;
 
@@ -237,6 +239,9 @@ pub struct NewTask {
     pub backoff: Backoff,
     /// What keeps it from being accepted twice.
     pub idempotency: Option<IdempotencyKey>,
+    /// Where its outcome is owed to, in words of whoever hands it in, up to [`MAX_REPLY_LEN`] bytes. Gone once that is
+    /// settled ([`Operation::Settle`](super::Operation::Settle)). Only a store that balancers share keeps it.
+    pub reply: Option<Arc<str>>,
 }
 
 impl NewTask {
@@ -254,6 +259,7 @@ impl NewTask {
             deadline_at: None,
             backoff: Backoff::default(),
             idempotency: None,
+            reply: None,
         }
     }
 }

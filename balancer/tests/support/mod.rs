@@ -22,6 +22,8 @@ pub struct Served {
     pub clients: SocketAddr,
     pub workers: SocketAddr,
     pub gearman: SocketAddr,
+    /// Where lines are spoken.
+    pub lines: SocketAddr,
     pub handle: Handle,
     thread: Option<JoinHandle<Result<(), BalancerError>>>,
 }
@@ -42,6 +44,7 @@ pub fn settings() -> Settings {
         clients: any_port,
         workers: any_port,
         gearman: Some(any_port),
+        lines: vec![any_port],
         reactors: reactors(),
         grace: Duration::from_millis(200),
         linger: Duration::from_millis(500),
@@ -53,9 +56,10 @@ pub fn serve(settings: Settings) -> Served {
     let balancer = Balancer::bind(settings).unwrap();
     let (clients, workers) = (balancer.clients_addr(), balancer.workers_addr());
     let gearman = balancer.gearman_addr().unwrap_or(clients);
+    let lines = balancer.lines_addrs()[0];
     let handle = balancer.handle();
     let thread = Some(std::thread::spawn(move || balancer.run()));
-    Served { clients, workers, gearman, handle, thread }
+    Served { clients, workers, gearman, lines, handle, thread }
 }
 
 impl Served {

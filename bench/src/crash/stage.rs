@@ -240,12 +240,11 @@ impl Stage {
             }
             Fault::KillEngine => {
                 let Some(engines) = &mut self.engines else { return };
-                let which = self.faults.which(engines.count());
-                let name = engines.name(which).to_owned();
-                if !engines.kill(which, away) {
+                let name = engines.names()[self.faults.which(engines.names().len())];
+                if !engines.strike(name, away) {
                     return;
                 }
-                name
+                name.to_owned()
             }
             Fault::Calm => String::new(),
         };

@@ -10,12 +10,12 @@ use crate::raw::drive;
 pub(super) const SCENARIOS: [Scenario; 2] =
     [Scenario { connections: 4, window: 64, size: 64 }, Scenario { connections: 4, window: 1024, size: 64 }];
 
-pub(super) fn run(session: &mut Session<'_>) -> Result<Vec<AcceptReport>, PeersError> {
+pub(super) fn run(session: &Session<'_>) -> Result<Vec<AcceptReport>, PeersError> {
     let found = session.found();
     let mut reports = Vec::new();
     for scenario in SCENARIOS {
         let load = session.load(scenario);
-        let rounds = session.rounds(&found, peer_name, |session, found| {
+        let rounds = session.rounds(&found, peer_name, |found| {
             let failed = PeersError::raw(found.peer.name());
             let running = found.start(&session.options.folder)?;
             let driven = drive(found.peer.protocol(), running.clients, &load, session.stop);

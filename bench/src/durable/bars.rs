@@ -19,6 +19,9 @@ const ACCEPTED: [(usize, Peer, f64); 5] = [
 /// Least tasks a second over their whole life.
 const LIVES: f64 = 100_000.0;
 
+/// Least of RabbitMQ's own messages a second, published and consumed, that whole lives through it have.
+const THROUGH_THE_BUS: f64 = 1.0 / 3.0;
+
 /// Least of the foreground's speed that is left with the store on.
 const FOREGROUND: f64 = 0.95;
 
@@ -54,6 +57,14 @@ pub(super) fn judged(report: &Report) -> Vec<Judged> {
             wanted: format!(">= {}", count(LIVES)),
             here: count(figures.tasks_per_second),
             holds: figures.tasks_per_second >= LIVES,
+        });
+    }
+    if let Some(ratio) = report.bus.as_ref().and_then(|it| it.ratio()) {
+        all.push(Judged {
+            what: "whole lives/s through RabbitMQ and PostgreSQL, over RabbitMQ alone".to_owned(),
+            wanted: format!(">= {THROUGH_THE_BUS:.2}"),
+            here: format!("{:.2}", ratio.median),
+            holds: ratio.median >= THROUGH_THE_BUS,
         });
     }
     if let Some(ratio) = report.foreground_ratio() {
@@ -110,6 +121,7 @@ mod tests {
             ("1.00", true),
             ("295.00", true),
             ("110,000", true),
+            ("0.33", true),
             ("0.97", true),
             ("6.00 s", false),
             ("0", true),

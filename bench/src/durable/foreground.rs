@@ -11,10 +11,10 @@ use crate::raw::{Load, Reparto, Workers, drive};
 pub(super) const SCENARIO: Scenario = Scenario { connections: 4, window: 128, size: 64 };
 
 /// The rounds with the store on, and with it off.
-pub(super) fn run(session: &mut Session<'_>) -> Result<Vec<Vec<Option<Figures>>>, PeersError> {
+pub(super) fn run(session: &Session<'_>) -> Result<Vec<Vec<Option<Figures>>>, PeersError> {
     let load = session.load(SCENARIO);
     let name = |on: &bool| if *on { "reparto, store on" } else { "reparto, store off" };
-    session.rounds(&[true, false], name, |session, on| measure(session.options, &load, *on, session.stop))
+    session.rounds(&[true, false], name, |on| measure(session.options, &load, *on, session.stop))
 }
 
 fn measure(

@@ -51,12 +51,12 @@ impl Way {
     }
 }
 
-pub(super) fn run(session: &mut Session<'_>) -> Result<Vec<LifeReport>, PeersError> {
+pub(super) fn run(session: &Session<'_>) -> Result<Vec<LifeReport>, PeersError> {
     let ways: Vec<(Way, &str)> = Way::ALL.iter().map(|way| (*way, "fsync")).collect();
     let rounds = session.rounds(
         &ways,
         |(way, _)| way.name(),
-        |session, (way, durability)| measure(session.options, session.stop, *way, durability),
+        |(way, durability)| measure(session.options, session.stop, *way, durability),
     )?;
     let tasks = session.options.life_tasks;
     Ok(ways
@@ -103,7 +103,7 @@ pub(super) fn hand_in(
         first_client,
         ..Load::default()
     };
-    let failed = PeersError::raw("reparto");
+    let failed = PeersError::raw(protocol.name());
     let most = load(SCENARIO.connections, tasks / connections, 0);
     let driven = drive(protocol, clients, &most, stop).map_err(&failed)?;
     if !tasks.is_multiple_of(connections) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Report;
 use crate::peers::error::PeersError;
-use crate::peers::page::put_section;
+use crate::peers::page::{Conditions, put_section};
 use crate::peers::table::time;
 
 /// The command whose section this is, as the page's marks name it.
@@ -20,28 +20,21 @@ pub fn write(report: &Report, command: &str, page: &Path) -> Result<(), PeersErr
 }
 
 fn section(report: &Report, command: &str) -> String {
-    let (machine, disk) = (&report.machine, &report.disk);
-    let mut text = String::from("## Durable tasks, beside other servers that keep theirs\n\n");
+    let disk = &report.disk;
+    let conditions = Conditions {
+        machine: &report.machine,
+        disk: Some(format!(
+            "Disk: {}, where a 4 KiB write with its sync took {} (median of 200, before the run)",
+            disk.file_system,
+            time(disk.sync_us)
+        )),
+        versions: &report.versions,
+        lacking: &report.lacking,
+        failures: &report.failures,
+    };
+    let title = "## Durable tasks, beside other servers that keep theirs";
+    let mut text = format!("{title}\n\n{}", conditions.list(command));
     // Writing to a string does not fail.
-    let _ = writeln!(text, "- Command: `{command}`, on {}", machine.date);
-    let _ = writeln!(
-        text,
-        "- Machine: {} cores of {}; {}; load averages when it began: {}",
-        machine.cores, machine.processor, machine.system, machine.load
-    );
-    let _ = writeln!(
-        text,
-        "- Disk: {}, where a 4 KiB write with its sync took {} (median of 200, before the run)",
-        disk.file_system,
-        time(disk.sync_us)
-    );
-    let _ = writeln!(text, "- Servers: {}", report.versions.join(", "));
-    for lacking in &report.lacking {
-        let _ = writeln!(text, "- Not here: {} (Debian: {})", lacking.program, lacking.packages);
-    }
-    for failure in &report.failures {
-        let _ = writeln!(text, "- Failed: {failure}");
-    }
     let _ = writeln!(text, "\n{}", how(report));
     for table in report.tables() {
         let _ = writeln!(text, "{}", table.markdown());
@@ -59,7 +52,10 @@ fn how(report: &Report) -> String {
          once the disk has it; RabbitMQ once its quorum queue's log is synced; gearmand once SQLite has committed; \
          Reparto with `interval:50ms` and nats-server before the disk has it, which is then synced every 50 ms and \
          every two minutes. Publishes to nats-server use reply subjects again, which suits it better than a new one for each, as its client libraries have it. A whole life is counted from the first task handed in to the moment when the last one's result is \
-         durable, with two workers that echo.\n",
+         durable, with two workers that echo. \
+         Through RabbitMQ and PostgreSQL, each task's row is inserted, its message published and confirmed, then \
+         claimed, acknowledged, run and recorded; RabbitMQ alone has the same messages published with confirms into \
+         one quorum queue and consumed with acknowledgements, by the same broker.\n",
         report.rounds, report.warm_up, report.duration
     )
 }

@@ -105,6 +105,12 @@ impl FromStr for Peer {
 pub(super) enum Store<'a> {
     Off,
     In(&'a Path, &'static str),
+    /// Shared over a bus, with a folder for what is large.
+    Shared {
+        postgres: &'a str,
+        rabbitmq: &'a str,
+        blobs: &'a Path,
+    },
 }
 
 /// A peer whose program was found.
@@ -291,6 +297,11 @@ impl Balancer {
             }
             Store::In(data, durability) => {
                 command.arg("--data").arg(data.join("data")).args(["--durability", durability]);
+            }
+            Store::Shared { postgres, rabbitmq, blobs } => {
+                // Not as arguments, which everybody could read: they have passwords.
+                command.env("REPARTO_BALANCER_STORE", postgres).env("REPARTO_BALANCER_BUS", rabbitmq);
+                command.arg("--blobs").arg(format!("file:{}", blobs.join("blobs").display()));
             }
         }
         let mut process = Process::start("reparto", command, Folder::new_in(parent)?)?;

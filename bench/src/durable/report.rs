@@ -51,6 +51,24 @@ pub struct LifeReport {
     pub rounds: Vec<Option<Figures>>,
 }
 
+/// The whole life of tasks through RabbitMQ and PostgreSQL, and as many messages through RabbitMQ alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BusReport {
+    /// Tasks, and messages, of each round.
+    pub tasks: u64,
+    /// Tasks a second from the first handed in to the last recorded.
+    pub reparto: Vec<Option<Figures>>,
+    /// Messages a second from the first published to the last consumed and acknowledged.
+    pub alone: Vec<Option<Figures>>,
+}
+
+impl BusReport {
+    /// Reparto's tasks a second over RabbitMQ's messages.
+    pub fn ratio(&self) -> Option<Ratio> {
+        ratio(&self.reparto, &self.alone, |it| it.tasks_per_second)
+    }
+}
+
 /// A balancer killed and started again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RestartReport {
@@ -87,6 +105,8 @@ pub struct Report {
     pub accept: Vec<AcceptReport>,
     /// Whole lives.
     pub life: Vec<LifeReport>,
+    /// Through RabbitMQ and PostgreSQL; `None` where one is not here, or it was not asked for.
+    pub bus: Option<BusReport>,
     /// Foreground tasks: the rounds with the store on, and with it off.
     pub foreground: Vec<Vec<Option<Figures>>>,
     /// The restart; `None` when it failed or was not asked for.
@@ -111,6 +131,7 @@ impl Report {
         let mut rounds = accept
             .map(|row| &row.rounds)
             .chain(self.life.iter().map(|it| &it.rounds))
+            .chain(self.bus.iter().map(|it| &it.reparto))
             .chain(&self.foreground);
         let restarted = self.restart.is_some() || !self.parts.contains(&Part::Restart);
         restarted && rounds.all(|it| it.iter().all(Option::is_some))
@@ -122,6 +143,7 @@ impl Report {
         if !self.life.is_empty() {
             tables.push(life(&self.life));
         }
+        tables.extend(self.bus.as_ref().map(bus));
         if let [on, off] = self.foreground.as_slice() {
             tables.push(foreground_table(on, off, self.foreground_ratio()));
         }
@@ -149,6 +171,14 @@ impl Report {
             .life
             .iter()
             .map(|it| json!({ "way": it.way, "tasks": it.tasks, "figures": medians(&it.rounds) }));
+        let bus = self.bus.as_ref().map(|it| {
+            json!({
+                "tasks": it.tasks,
+                "reparto": medians(&it.reparto),
+                "rabbitmq_alone": medians(&it.alone),
+                "reparto_over_alone": it.ratio().map(|it| it.median),
+            })
+        });
         let foreground = match self.foreground.as_slice() {
             [on, off] => json!({
                 "store_on": medians(on),
@@ -169,6 +199,7 @@ impl Report {
             "synced_write_us": (self.disk.sync_us * 10.0).round() / 10.0,
             "accept": accept.collect::<Vec<Value>>(),
             "life": life.collect::<Vec<Value>>(),
+            "bus": bus,
             "foreground": foreground,
             "restart": restart,
             "bars": bars::judged(self),
@@ -205,6 +236,19 @@ fn life(reports: &[LifeReport]) -> Table {
     let mut table = Table::new(title, &["reparto", "tasks/s", "p50", "p99"]);
     for report in reports {
         table.rows.push(figures(report.way, medians(&report.rounds)));
+    }
+    table
+}
+
+fn bus(report: &BusReport) -> Table {
+    let title = format!("{} of them through RabbitMQ and PostgreSQL", count(report.tasks as f64));
+    let mut table = Table::new(title, &["server", "tasks/s", "p50", "p99", "reparto's over"]);
+    let reparto = "reparto: handed in, run, recorded";
+    let alone = "rabbitmq alone: published, consumed";
+    for (name, rounds, over) in [(reparto, &report.reparto, None), (alone, &report.alone, report.ratio())] {
+        let mut cells = figures(name, medians(rounds));
+        cells.push(table::ratio(over));
+        table.rows.push(cells);
     }
     table
 }
@@ -284,6 +328,11 @@ pub(super) mod tests {
                 tasks: 500_000,
                 rounds: rounds(&[150_000.0, 90_000.0, 110_000.0]),
             }],
+            bus: Some(BusReport {
+                tasks: 50_000,
+                reparto: rounds(&[10_000.0, 8_000.0, 12_000.0]),
+                alone: rounds(&[30_000.0, 32_000.0, 24_000.0]),
+            }),
             foreground: vec![rounds(&[95.0, 97.0, 99.0]), rounds(&[100.0, 100.0, 100.0])],
             restart: Some(RestartReport {
                 tasks: 1_000_000,
@@ -300,7 +349,7 @@ pub(super) mod tests {
     #[test]
     fn every_row_has_a_cell_for_each_column() {
         let tables = report().tables();
-        assert_eq!(tables.len(), 6);
+        assert_eq!(tables.len(), 7);
         for table in &tables {
             assert!(!table.rows.is_empty(), "{}", table.title);
             for row in &table.rows {
@@ -317,6 +366,7 @@ pub(super) mod tests {
         assert_eq!(all["accept"][1]["window"], 1024);
         assert_eq!(all["accept"][0]["peers"]["jetstream"]["tasks_per_second"], 300.0);
         assert_eq!(all["life"][0]["figures"]["tasks_per_second"], 110_000.0);
+        assert_eq!(all["bus"]["rabbitmq_alone"]["tasks_per_second"], 30_000.0);
         assert_eq!(all["foreground"]["on_over_off"], 0.97);
         assert_eq!(all["restart"]["serves_s"], 6.0);
         assert_eq!(all["lacking"][0], "beanstalkd");

@@ -17,8 +17,8 @@ use crate::raw::{Reparto, RepartoBackground, Workers};
 /// Time for the tasks with which it was looked to end.
 const LOOKED_WITHIN: Duration = Duration::from_secs(10);
 
-pub(super) fn run(session: &mut Session<'_>) -> Result<Option<RestartReport>, PeersError> {
-    session.attempt("reparto, restart", |session| measure(session.options, session.stop))
+pub(super) fn run(session: &Session<'_>) -> Result<Option<RestartReport>, PeersError> {
+    session.attempt("reparto, restart", || measure(session.options, session.stop))
 }
 
 fn measure(options: &Options, stop: &AtomicBool) -> Result<RestartReport, PeersError> {

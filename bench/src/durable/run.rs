@@ -1,17 +1,15 @@
 //! A whole run: what it measures, in which order, and what becomes of failures.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-
-use indicatif::ProgressBar;
 
 use super::disk::Disk;
 use super::peer::{Found, find_all};
 use super::report::Report;
-use super::{Peer, accept, foreground, life, restart};
+use super::{Peer, accept, bus, foreground, life, restart};
 use crate::peers::error::PeersError;
-use crate::peers::run::{DURATIONS, MAX_FAILURES, MAX_ROUNDS, progress_bar};
+use crate::peers::turns::{self, Rounds, Turns};
 use crate::peers::{Figures, Machine, Scenario};
 use crate::raw::Load;
 
@@ -25,6 +23,8 @@ pub enum Part {
     Accept,
     /// Tasks handed in, run and recorded.
     Life,
+    /// The same through RabbitMQ and PostgreSQL, beside RabbitMQ alone.
+    Bus,
     /// Foreground tasks, with the store on and off.
     Foreground,
     /// A balancer killed with tasks in its store, and started again.
@@ -33,7 +33,7 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 4] = [Part::Accept, Part::Life, Part::Foreground, Part::Restart];
+    pub const ALL: [Part; 5] = [Part::Accept, Part::Life, Part::Bus, Part::Foreground, Part::Restart];
 }
 
 /// What to run.
@@ -53,6 +53,8 @@ pub struct Options {
     pub warm_up: Duration,
     /// Tasks whose whole life is measured, in each round.
     pub life_tasks: u64,
+    /// Tasks that go through RabbitMQ and PostgreSQL, and messages through RabbitMQ alone, in each round.
+    pub bus_tasks: u64,
     /// Tasks in the store when the balancer is killed.
     pub restart_tasks: u64,
     /// Where the temporary folders are made.
@@ -70,18 +72,20 @@ impl Options {
             duration: Duration::from_secs(1),
             warm_up: Duration::from_millis(300),
             life_tasks: 500_000,
+            bus_tasks: 100_000,
             restart_tasks: 1_000_000,
             folder: std::env::temp_dir(),
         }
     }
 
-    /// Everything, so short that it takes about a minute: good for a look, not for a figure.
+    /// Everything, so short that it takes about two minutes: good for a look, not for a figure.
     pub fn quick(program: impl Into<PathBuf>) -> Options {
         Options {
             rounds: 2,
             duration: Duration::from_millis(250),
             warm_up: Duration::from_millis(50),
             life_tasks: 50_000,
+            bus_tasks: 20_000,
             restart_tasks: 100_000,
             ..Options::new(program)
         }
@@ -99,17 +103,22 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
     check(options)?;
     let machine = Machine::look();
     let disk = Disk::look(&options.folder)?;
-    let (found, lacking) = find_all(&options.peers, &options.program);
+    let (found, mut lacking) = find_all(&options.peers, &options.program);
+    if options.parts.contains(&Part::Bus) {
+        let also = bus::lacking().into_iter().filter(|it| !lacking.contains(it)).collect::<Vec<_>>();
+        lacking.extend(also);
+    }
     let mut versions: Vec<String> = found.iter().map(|it| it.version.clone()).collect();
     versions.dedup();
-    let mut session = Session { found, options, stop, bar: progress_bar(), failures: Vec::new() };
+    let session = Session { found, options, stop, turns: Turns::new(options.rounds, stop) };
     session.plan();
     let wanted = |part| options.parts.contains(&part);
-    let accept = if wanted(Part::Accept) { accept::run(&mut session)? } else { Vec::new() };
-    let life = if wanted(Part::Life) { life::run(&mut session)? } else { Vec::new() };
-    let foreground = if wanted(Part::Foreground) { foreground::run(&mut session)? } else { Vec::new() };
-    let restart = if wanted(Part::Restart) { restart::run(&mut session)? } else { None };
-    session.bar.finish_and_clear();
+    let accept = if wanted(Part::Accept) { accept::run(&session)? } else { Vec::new() };
+    let life = if wanted(Part::Life) { life::run(&session)? } else { Vec::new() };
+    let bus = if wanted(Part::Bus) { bus::run(&session)? } else { None };
+    let foreground = if wanted(Part::Foreground) { foreground::run(&session)? } else { Vec::new() };
+    let restart = if wanted(Part::Restart) { restart::run(&session)? } else { None };
+    let failures = session.turns.finish();
     Ok(Report {
         machine,
         disk,
@@ -120,23 +129,19 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
         warm_up: options.warm_up,
         accept,
         life,
+        bus,
         foreground,
         restart,
-        failures: session.failures,
+        failures,
         parts: options.parts.clone(),
     })
 }
 
 fn check(options: &Options) -> Result<(), PeersError> {
-    let refuse = |sentence: String| Err(PeersError::Options(sentence));
-    if !(1..=MAX_ROUNDS).contains(&options.rounds) {
-        return refuse(format!("there are {} rounds, but there must be 1 to {MAX_ROUNDS}", options.rounds));
-    }
-    if !DURATIONS.contains(&options.duration) || options.warm_up > *DURATIONS.end() {
-        return refuse("a round lasts 10 ms to an hour, and its warm-up no more than an hour".into());
-    }
-    if [options.life_tasks, options.restart_tasks].iter().any(|it| !(1..=MAX_TASKS).contains(it)) {
-        return refuse(format!("there must be 1 to {MAX_TASKS} tasks"));
+    turns::check(options.rounds, options.duration, options.warm_up)?;
+    let tasks = [options.life_tasks, options.bus_tasks, options.restart_tasks];
+    if tasks.iter().any(|it| !(1..=MAX_TASKS).contains(it)) {
+        return Err(PeersError::Options(format!("there must be 1 to {MAX_TASKS} tasks")));
     }
     Ok(())
 }
@@ -146,20 +151,21 @@ pub(super) struct Session<'a> {
     found: Vec<Found>,
     pub(super) options: &'a Options,
     pub(super) stop: &'a AtomicBool,
-    bar: ProgressBar,
-    failures: Vec<String>,
+    turns: Turns<'a>,
 }
 
 impl Session<'_> {
     /// Counts the turns that are to come.
-    fn plan(&mut self) {
+    fn plan(&self) {
         let turns = |part: &Part| match part {
             Part::Accept => accept::SCENARIOS.len() * self.found.len() * self.options.rounds,
             Part::Life => life::Way::ALL.len() * self.options.rounds,
+            // Engines come up in a turn of its own.
+            Part::Bus => 1 + 2 * self.options.rounds,
             Part::Foreground => 2 * self.options.rounds,
             Part::Restart => 1,
         };
-        self.bar.set_length(self.options.parts.iter().map(turns).sum::<usize>() as u64);
+        self.turns.plan(self.options.parts.iter().map(turns).sum());
     }
 
     /// The peers that are here.
@@ -169,56 +175,26 @@ impl Session<'_> {
 
     /// Gives each of `contenders` its turn in every round, and another one first each time.
     pub(super) fn rounds<T>(
-        &mut self,
+        &self,
         contenders: &[T],
         name: impl Fn(&T) -> &'static str,
-        turn: impl Fn(&Session<'_>, &T) -> Result<Figures, PeersError>,
-    ) -> Result<Vec<Vec<Option<Figures>>>, PeersError> {
-        let mut all = vec![Vec::new(); contenders.len()];
-        for round in 0..self.options.rounds {
-            for place in 0..contenders.len() {
-                let index = (place + round) % contenders.len();
-                let contender = &contenders[index];
-                all[index].push(self.attempt(name(contender), |session| turn(session, contender))?);
-            }
-        }
-        Ok(all)
+        turn: impl Fn(&T) -> Result<Figures, PeersError>,
+    ) -> Result<Rounds, PeersError> {
+        self.turns.rounds(contenders, name, turn)
     }
 
     /// Gives one its turn. A failure is noted.
     pub(super) fn attempt<T>(
-        &mut self,
+        &self,
         name: &'static str,
-        turn: impl FnOnce(&Session<'_>) -> Result<T, PeersError>,
+        turn: impl FnOnce() -> Result<T, PeersError>,
     ) -> Result<Option<T>, PeersError> {
-        self.bar.set_message(name);
-        let outcome = turn(self);
-        self.bar.inc(1);
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(PeersError::Interrupted);
-        }
-        match outcome {
-            Ok(it) => Ok(Some(it)),
-            Err(PeersError::Interrupted) => Err(PeersError::Interrupted),
-            Err(error) => {
-                if self.failures.len() < MAX_FAILURES {
-                    self.failures.push(error.to_string());
-                }
-                Ok(None)
-            }
-        }
+        self.turns.attempt(name, turn)
     }
 
     /// A load of the shape of a scenario.
     pub(super) fn load(&self, scenario: Scenario) -> Load {
-        Load {
-            connections: scenario.connections,
-            window: scenario.window,
-            size: scenario.size,
-            warm_up: self.options.warm_up,
-            duration: self.options.duration,
-            ..Load::default()
-        }
+        scenario.load(self.options.warm_up, self.options.duration)
     }
 }
 
@@ -236,7 +212,6 @@ mod tests {
         let refused = |options: Options| check(&options).unwrap_err().to_string();
         let usual = || Options::new("reparto");
         assert!(refused(Options { rounds: 0, ..usual() }).contains("1 to 1000"));
-        assert!(refused(Options { duration: Duration::ZERO, ..usual() }).contains("10 ms to an hour"));
         assert!(refused(Options { restart_tasks: 0, ..usual() }).contains("tasks"));
         assert!(check(&usual()).is_ok());
     }

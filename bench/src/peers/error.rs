@@ -50,6 +50,9 @@ pub enum PeersError {
     /// Reparto's own libraries could not go on.
     #[error("through Reparto's libraries: {0}")]
     Library(String),
+    /// Engines that a part needs cannot be brought up or used.
+    #[error("{0}")]
+    Engines(String),
     /// A run that makes no sense.
     #[error("{0}")]
     Options(String),

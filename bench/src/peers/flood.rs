@@ -31,7 +31,7 @@ const LARGE_WINDOW: usize = 16;
 /// Shortest time that is measured, so that a p99 has some tasks beyond it.
 const LEAST_DURATION: Duration = Duration::from_secs(1);
 
-pub(super) fn run(session: &mut Session<'_>) -> Result<Vec<FloodReport>, PeersError> {
+pub(super) fn run(session: &Session<'_>) -> Result<Vec<FloodReport>, PeersError> {
     let contenders = session.found_of(&SERVERS);
     let empty = |found: &Found| contestant(found.contender);
     let mut reports: Vec<FloodReport> = contenders
@@ -42,8 +42,8 @@ pub(super) fn run(session: &mut Session<'_>) -> Result<Vec<FloodReport>, PeersEr
         for place in 0..contenders.len() {
             let index = (place + round) % contenders.len();
             let (contender, report) = (&contenders[index], &mut reports[index]);
-            let alone = session.attempt(contender, |session, it| measure(session, it, false))?;
-            let flooded = session.attempt(contender, |session, it| measure(session, it, true))?;
+            let alone = session.attempt(contender, || measure(session, contender, false))?;
+            let flooded = session.attempt(contender, || measure(session, contender, true))?;
             report.alone.rounds.push(alone.map(|(small, _)| small));
             report.flooded.rounds.push(flooded.map(|(small, _)| small));
             report.flood.rounds.push(flooded.and_then(|(_, large)| large));

@@ -29,14 +29,14 @@ const NAME: &str = "reparto, its own libraries";
 /// Time for the workers to be known to the balancer.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-pub(super) fn run(session: &mut Session<'_>) -> Result<Option<LibraryReport>, PeersError> {
+pub(super) fn run(session: &Session<'_>) -> Result<Option<LibraryReport>, PeersError> {
     let contenders = session.found_of(&[Server::Reparto, Server::Nats]);
     if contenders.is_empty() {
         return Ok(None);
     }
     let load = session.load(SCENARIO);
     let mut contestants: Vec<Contestant> =
-        session.rounds(&contenders, |session, contender| match contender.contender.server() {
+        session.rounds(&contenders, |contender| match contender.contender.server() {
             Server::Reparto => measure(contender, &load, session.stop),
             _ => session.measure(contender, SCENARIO.workers(), &load).map(|it| Figures::from(&it)),
         })?;

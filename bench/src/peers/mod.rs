@@ -21,10 +21,11 @@ mod open_loop;
 pub mod page;
 pub(crate) mod process;
 pub(crate) mod report;
-pub(crate) mod run;
+mod run;
 mod scenario;
 pub(crate) mod server;
 pub(crate) mod table;
+pub(crate) mod turns;
 
 pub use error::PeersError;
 pub use machine::Machine;

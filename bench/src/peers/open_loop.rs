@@ -14,17 +14,14 @@ const SIZE: usize = 64;
 /// The shape in which NATS is fastest, for runs that did not measure it.
 const PEAK: Scenario = Scenario { connections: 4, window: 1024, size: SIZE };
 
-pub(super) fn run(
-    session: &mut Session<'_>,
-    closed: &[ClosedReport],
-) -> Result<Vec<OpenLoopReport>, PeersError> {
+pub(super) fn run(session: &Session<'_>, closed: &[ClosedReport]) -> Result<Vec<OpenLoopReport>, PeersError> {
     let contenders = session.found_of(&[Server::Reparto, Server::Nats]);
     let Some(peak) = peak(session, closed)? else { return Ok(Vec::new()) };
     let mut reports = Vec::new();
     for share in SHARES {
         let rate = peak * share;
         let load = Load { pace: Pace::Rate(rate), ..session.load(PEAK) };
-        let contestants = session.rounds(&contenders, |session, contender| {
+        let contestants = session.rounds(&contenders, |contender| {
             session.measure(contender, PEAK.workers(), &load).map(|it| Figures::from(&it))
         })?;
         reports.push(OpenLoopReport { share, rate, contestants });
@@ -33,7 +30,7 @@ pub(super) fn run(
 }
 
 /// The most tasks a second that NATS answered in any closed loop; without one, it is measured. `None` without NATS.
-fn peak(session: &mut Session<'_>, closed: &[ClosedReport]) -> Result<Option<f64>, PeersError> {
+fn peak(session: &Session<'_>, closed: &[ClosedReport]) -> Result<Option<f64>, PeersError> {
     let speed = |contestants| best(contestants, Server::Nats)?.medians().map(|it| it.tasks_per_second);
     let small = closed.iter().filter(|it| it.scenario.size == SIZE);
     let peak = small.filter_map(|it| speed(&it.contestants)).max_by(f64::total_cmp);
@@ -41,7 +38,7 @@ fn peak(session: &mut Session<'_>, closed: &[ClosedReport]) -> Result<Option<f64
         return Ok(peak);
     }
     let load = session.load(PEAK);
-    let contestants = session.rounds(&session.found_of(&[Server::Nats]), |session, contender| {
+    let contestants = session.rounds(&session.found_of(&[Server::Nats]), |contender| {
         session.measure(contender, PEAK.workers(), &load).map(|it| Figures::from(&it))
     })?;
     Ok(speed(&contestants))

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{PeersError, Report, chart};
+use super::{Lacking, Machine, PeersError, Report, chart};
 
 /// The command whose section this is, as the page's marks name it.
 const COMMAND: &str = "peers";
@@ -51,23 +51,46 @@ fn replace(page: &str, command: &str, section: &str) -> String {
     }
 }
 
+/// Under which conditions figures came about.
+pub(crate) struct Conditions<'a> {
+    pub(crate) machine: &'a Machine,
+    /// The disk that matters, in a sentence.
+    pub(crate) disk: Option<String>,
+    pub(crate) versions: &'a [String],
+    pub(crate) lacking: &'a [Lacking],
+    pub(crate) failures: &'a [String],
+}
+
+impl Conditions<'_> {
+    /// The list that a section begins with.
+    pub(crate) fn list(&self, command: &str) -> String {
+        let machine = self.machine;
+        let mut lines = vec![
+            format!("Command: `{command}`, on {}", machine.date),
+            format!(
+                "Machine: {} cores of {}; {}; load averages when it began: {}",
+                machine.cores, machine.processor, machine.system, machine.load
+            ),
+        ];
+        lines.extend(self.disk.clone());
+        lines.push(format!("Servers: {}", self.versions.join(", ")));
+        let hint = |it: &Lacking| format!("Not here: {} (Debian: {})", it.program, it.packages);
+        lines.extend(self.lacking.iter().map(hint));
+        lines.extend(self.failures.iter().map(|failure| format!("Failed: {failure}")));
+        lines.iter().map(|line| format!("- {line}\n")).collect()
+    }
+}
+
 fn section(report: &Report, command: &str) -> String {
-    let machine = &report.machine;
-    let mut text = String::from("## Beside other servers\n\n");
+    let conditions = Conditions {
+        machine: &report.machine,
+        disk: None,
+        versions: &report.versions,
+        lacking: &report.lacking,
+        failures: &report.failures,
+    };
+    let mut text = format!("## Beside other servers\n\n{}", conditions.list(command));
     // Writing to a string does not fail.
-    let _ = writeln!(text, "- Command: `{command}`, on {}", machine.date);
-    let _ = writeln!(
-        text,
-        "- Machine: {} cores of {}; {}; load averages when it began: {}",
-        machine.cores, machine.processor, machine.system, machine.load
-    );
-    let _ = writeln!(text, "- Servers: {}", report.versions.join(", "));
-    for lacking in &report.lacking {
-        let _ = writeln!(text, "- Not here: {} (Debian: {})", lacking.program, lacking.packages);
-    }
-    for failure in &report.failures {
-        let _ = writeln!(text, "- Failed: {failure}");
-    }
     let _ = writeln!(text, "\n{}", how(report));
     let _ = writeln!(text, "![Tasks a second of every server](benchmarks-peers.svg)\n");
     for table in report.tables() {

@@ -1,25 +1,14 @@
 //! A whole side-by-side run: what it measures, in which order, and what becomes of failures.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::{Contestant, Figures, Report};
 use super::server::{Contender, Found, find_all};
+use super::turns::{self, Turns};
 use super::{Machine, PeersError, Scenario, Server, closed, flood, library, open_loop};
 use crate::raw::{Load, Measurement, drive};
-
-/// Most rounds.
-pub(crate) const MAX_ROUNDS: usize = 1_000;
-
-/// Longest time that one measures, and shortest.
-pub(crate) const DURATIONS: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(10)..=Duration::from_secs(3_600);
-
-/// Most failures that are kept for people.
-pub(crate) const MAX_FAILURES: usize = 50;
 
 /// What is measured beside the closed loops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,28 +79,20 @@ impl Options {
 /// # Errors
 /// Options out of their range, no server at all, and [`PeersError::Interrupted`].
 pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
-    if !(1..=MAX_ROUNDS).contains(&options.rounds) {
-        let sentence = format!("there are {} rounds, but there must be 1 to {MAX_ROUNDS}", options.rounds);
-        return Err(PeersError::Options(sentence));
-    }
-    if !DURATIONS.contains(&options.duration) || options.warm_up > *DURATIONS.end() {
-        return Err(PeersError::Options(
-            "a round lasts 10 ms to an hour, and its warm-up no more than an hour".into(),
-        ));
-    }
+    turns::check(options.rounds, options.duration, options.warm_up)?;
     let machine = Machine::look();
     let (found, lacking) = find_all(&options.servers, &options.program);
     if found.is_empty() {
         let hints: Vec<String> = lacking.iter().map(ToString::to_string).collect();
         return Err(PeersError::Options(format!("none of the servers is here: {}", hints.join("; "))));
     }
-    let mut session = Session { found, options, stop, bar: progress_bar(), failures: Vec::new() };
+    let session = Session { found, options, stop, turns: Turns::new(options.rounds, stop) };
     session.plan();
-    let closed = closed::run(&mut session)?;
-    let library = if options.parts.library { library::run(&mut session)? } else { None };
-    let open_loop = if options.parts.open_loop { open_loop::run(&mut session, &closed)? } else { Vec::new() };
-    let floods = if options.parts.flood { flood::run(&mut session)? } else { Vec::new() };
-    session.bar.finish_and_clear();
+    let closed = closed::run(&session)?;
+    let library = if options.parts.library { library::run(&session)? } else { None };
+    let open_loop = if options.parts.open_loop { open_loop::run(&session, &closed)? } else { Vec::new() };
+    let floods = if options.parts.flood { flood::run(&session)? } else { Vec::new() };
+    let failures = session.turns.finish();
     let mut versions: Vec<String> = Vec::new();
     for it in &session.found {
         let program = match it.contender {
@@ -135,17 +116,8 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
         library,
         open_loop,
         floods,
-        failures: session.failures,
+        failures,
     })
-}
-
-/// What shows how far a run is, on standard error where that is a terminal.
-pub(crate) fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} left: {msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 /// What the parts of a run share.
@@ -153,13 +125,12 @@ pub(super) struct Session<'a> {
     found: Vec<Found>,
     pub(super) options: &'a Options,
     pub(super) stop: &'a AtomicBool,
-    bar: ProgressBar,
-    failures: Vec<String>,
+    turns: Turns<'a>,
 }
 
 impl Session<'_> {
     /// Counts the turns that are to come.
-    fn plan(&mut self) {
+    fn plan(&self) {
         let Options { rounds, scenarios, parts, .. } = self.options;
         let two = self.found_of(&[Server::Reparto, Server::Nats]).len();
         let mut turns = scenarios.len() * self.found.len();
@@ -172,7 +143,7 @@ impl Session<'_> {
         if parts.flood {
             turns += 2 * self.found_of(&flood::SERVERS).len();
         }
-        self.bar.set_length((turns * rounds) as u64);
+        self.turns.plan(turns * rounds);
     }
 
     /// The contenders of these servers that are here.
@@ -182,43 +153,22 @@ impl Session<'_> {
 
     /// Gives each of `contenders` its turn in every round, and another one first each time. `turn` measures one.
     pub(super) fn rounds(
-        &mut self,
+        &self,
         contenders: &[Found],
-        turn: impl Fn(&Session<'_>, &Found) -> Result<Figures, PeersError>,
+        turn: impl Fn(&Found) -> Result<Figures, PeersError>,
     ) -> Result<Vec<Contestant>, PeersError> {
-        let mut contestants: Vec<Contestant> = contenders.iter().map(|it| contestant(it.contender)).collect();
-        for round in 0..self.options.rounds {
-            for place in 0..contenders.len() {
-                let index = (place + round) % contenders.len();
-                let figures = self.attempt(&contenders[index], &turn)?;
-                contestants[index].rounds.push(figures);
-            }
-        }
-        Ok(contestants)
+        let rounds = self.turns.rounds(contenders, |it| it.contender.name(), turn)?;
+        let contestants = contenders.iter().zip(rounds);
+        Ok(contestants.map(|(it, rounds)| Contestant { rounds, ..contestant(it.contender) }).collect())
     }
 
     /// Gives one its turn. A failure is noted.
     pub(super) fn attempt<T>(
-        &mut self,
+        &self,
         contender: &Found,
-        turn: impl Fn(&Session<'_>, &Found) -> Result<T, PeersError>,
+        turn: impl FnOnce() -> Result<T, PeersError>,
     ) -> Result<Option<T>, PeersError> {
-        self.bar.set_message(contender.contender.name());
-        let outcome = turn(self, contender);
-        self.bar.inc(1);
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(PeersError::Interrupted);
-        }
-        match outcome {
-            Ok(it) => Ok(Some(it)),
-            Err(PeersError::Interrupted) => Err(PeersError::Interrupted),
-            Err(error) => {
-                if self.failures.len() < MAX_FAILURES {
-                    self.failures.push(error.to_string());
-                }
-                Ok(None)
-            }
-        }
+        self.turns.attempt(contender.contender.name(), turn)
     }
 
     /// Starts a server with its workers, drives the load, and stops it.
@@ -240,14 +190,7 @@ impl Session<'_> {
 
     /// A load of the shape of a scenario.
     pub(super) fn load(&self, scenario: Scenario) -> Load {
-        Load {
-            connections: scenario.connections,
-            window: scenario.window,
-            size: scenario.size,
-            warm_up: self.options.warm_up,
-            duration: self.options.duration,
-            ..Load::default()
-        }
+        scenario.load(self.options.warm_up, self.options.duration)
     }
 }
 

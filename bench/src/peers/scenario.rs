@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use indicatif::HumanCount;
 
-use crate::raw::MIN_PAYLOAD_BYTES;
+use crate::raw::{Load, MIN_PAYLOAD_BYTES};
 
 /// Most connections of a scenario.
 const MAX_CONNECTIONS: usize = 256;
@@ -35,6 +36,12 @@ impl Scenario {
     /// Workers: two, and one where there is one connection.
     pub fn workers(self) -> usize {
         if self.connections == 1 { 1 } else { 2 }
+    }
+
+    /// A load of this shape.
+    pub(crate) fn load(self, warm_up: Duration, duration: Duration) -> Load {
+        let Scenario { connections, window, size } = self;
+        Load { connections, window, size, warm_up, duration, ..Load::default() }
     }
 
     /// Those of every run.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::protocol::ACTION;
+use super::protocol::{ACTION, put_payloads};
 use super::{ClientCodec, ClientProtocol, Output, RawError};
 
 /// Longest line of an answer, which has no bound of its own in the protocol.
@@ -42,12 +42,8 @@ impl ClientCodec for Client {
     }
 
     fn tasks(&mut self, ids: &[u64], output: &mut Output) {
-        for id in ids {
-            output.put(&self.head);
-            output.put_payload(0);
-            output.put(b"\r\n");
-            self.asked.push_back(*id);
-        }
+        put_payloads(&self.head, b"\r\n", ids.len(), output);
+        self.asked.extend(ids);
     }
 
     fn read(&mut self, input: &[u8], _output: &mut Output, done: &mut Vec<u64>) -> Result<usize, RawError> {

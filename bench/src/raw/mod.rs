@@ -7,8 +7,8 @@
 //! Every task is an echo: its result is its payload. Each client checks that it gets one answer a task, of the
 //! right size.
 //!
-//! - A [`Protocol`] makes the codecs of one wire format: [`Reparto`], [`Gearman`], [`Nats`], and [`Relay`] for
-//!   servers that pass bytes on.
+//! - A [`Protocol`] makes the codecs of one wire format: [`Reparto`], [`Gearman`], [`Nats`], [`AmqpQueue`], and
+//!   [`Relay`] for servers that pass bytes on.
 //! - A [`ClientProtocol`] makes codecs for clients alone, of tasks that outlive them: [`RepartoBackground`],
 //!   [`RepartoFetched`], [`JetStream`], [`AmqpConfirmed`], [`Beanstalk`] and [`GearmanBackground`]. Here a client checks
 //!   that each of its tasks is acknowledged once.
@@ -47,7 +47,7 @@ mod reparto_background;
 mod tests;
 mod worker;
 
-pub use amqp::AmqpConfirmed;
+pub use amqp::{AmqpConfirmed, AmqpQueue};
 pub use beanstalk::Beanstalk;
 pub use client::{Load, Measurement, Pace, drive};
 pub use echo::EchoServers;

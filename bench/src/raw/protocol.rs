@@ -65,6 +65,15 @@ pub trait WorkerCodec: Send {
     fn read(&mut self, input: &[u8], output: &mut Output) -> Result<usize, RawError>;
 }
 
+/// Writes so many tasks that have no number on the wire, each between these bytes.
+pub(super) fn put_payloads(head: &[u8], tail: &[u8], count: usize, output: &mut Output) {
+    for _ in 0..count {
+        output.put(head);
+        output.put_payload(0);
+        output.put(tail);
+    }
+}
+
 /// Counts a number of ASCII digits up; after nines come zeros.
 pub(super) fn count_up(digits: &mut [u8]) {
     for digit in digits.iter_mut().rev() {

@@ -1,8 +1,10 @@
 //! Reparto's own protocol, driven raw.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use reparto_protocol::{
-    Actions, Frame, FrameType, HEADER_BYTES, HeldTasks, Hello, Message, Pong, Register, Role, Task,
+    Actions, Fetch, Frame, FrameType, HEADER_BYTES, HeldTasks, Hello, Message, Pong, Register, Role, Task,
     TaskOptions, limits,
 };
 
@@ -28,7 +30,7 @@ impl ClientProtocol for Reparto {
     }
 
     fn client(&self, _number: usize, size: usize) -> Box<dyn ClientCodec> {
-        Box::new(Client { head: task_head(TaskOptions::default(), size), size, ready: false })
+        Box::new(Client::new(size, Way::Foreground))
     }
 }
 
@@ -39,11 +41,49 @@ impl Protocol for Reparto {
     }
 }
 
-struct Client {
+/// When a task is done for its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Once its result is there.
+    Foreground,
+    /// Once it is ACCEPTED, so once it is durable.
+    Accepted,
+    /// Once its recorded result is there, which is fetched.
+    Fetched,
+}
+
+/// How long a FETCH waits for the end of its task.
+const FETCH_WAITS: Duration = Duration::from_secs(30);
+
+pub(super) struct Client {
     /// A TASK without its payload, whose length counts the payload.
     head: Vec<u8>,
     size: usize,
+    way: Way,
     ready: bool,
+    /// A FETCH, before it is sent.
+    fetch: BytesMut,
+}
+
+impl Client {
+    pub(super) fn new(size: usize, way: Way) -> Client {
+        let options = TaskOptions { background: way != Way::Foreground, ..TaskOptions::default() };
+        Client { head: task_head(options, size), size, way, ready: false, fetch: BytesMut::new() }
+    }
+
+    /// A task is accepted, and its result is asked for.
+    fn ask_for_result(&mut self, frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
+        let message = Message::decode(frame).map_err(|error| malformed(error.to_string()))?;
+        let Message::Accepted(accepted) = message else {
+            return Err(malformed(format!("{} instead of ACCEPTED", frame.kind)));
+        };
+        let wait_ms = FETCH_WAITS.as_millis() as u64;
+        let (id, task_id) = (frame.id, accepted.task_id);
+        Message::Fetch(Fetch { id, task_id, wait_ms, describe: false }).encode(&mut self.fetch);
+        output.put(&self.fetch);
+        self.fetch.clear();
+        Ok(())
+    }
 }
 
 impl ClientCodec for Client {
@@ -63,11 +103,15 @@ impl ClientCodec for Client {
         let mut taken = 0;
         while let Some((frame, length)) = parse(&input[taken..])? {
             match frame.kind {
-                FrameType::Result => {
-                    if frame.payload.len() != self.size {
-                        return Err(RawError::WrongSize { got: frame.payload.len(), sent: self.size });
-                    }
-                    done.push(frame.id.wrapping_sub(1));
+                FrameType::Result if frame.payload.len() != self.size => {
+                    return Err(RawError::WrongSize { got: frame.payload.len(), sent: self.size });
+                }
+                FrameType::Result => done.push(frame.id.wrapping_sub(1)),
+                FrameType::Accepted if self.way == Way::Fetched => self.ask_for_result(&frame, output)?,
+                FrameType::Accepted => done.push(frame.id.wrapping_sub(1)),
+                FrameType::TaskState => {
+                    let waited = format!("a task had no result after {FETCH_WAITS:?}");
+                    return Err(RawError::Refused(waited));
                 }
                 FrameType::Welcome => self.ready = true,
                 _ => other(&frame, output)?,
@@ -129,7 +173,7 @@ impl WorkerCodec for Worker {
 }
 
 /// A TASK without its payload of `size` bytes, whose length counts the payload.
-pub(super) fn task_head(options: TaskOptions<'_>, size: usize) -> Vec<u8> {
+fn task_head(options: TaskOptions<'_>, size: usize) -> Vec<u8> {
     let mut head = BytesMut::new();
     Message::Task(Task { id: 1, action: ACTION, options, payload: b"" }).encode(&mut head);
     let mut head = head.to_vec();
@@ -140,7 +184,7 @@ pub(super) fn task_head(options: TaskOptions<'_>, size: usize) -> Vec<u8> {
 }
 
 /// Writes a task for each number.
-pub(super) fn put_tasks(head: &mut [u8], ids: &[u64], output: &mut Output) {
+fn put_tasks(head: &mut [u8], ids: &[u64], output: &mut Output) {
     for id in ids {
         // 0 names the connection itself.
         head[8..HEADER_BYTES].copy_from_slice(&(id + 1).to_be_bytes());
@@ -149,24 +193,24 @@ pub(super) fn put_tasks(head: &mut [u8], ids: &[u64], output: &mut Output) {
     }
 }
 
-pub(super) fn hello(role: Role, output: &mut Output) {
+fn hello(role: Role, output: &mut Output) {
     let hello = Hello { version: limits::VERSION, role, features: 0, agent: "reparto-bench", token: b"" };
     send(&Message::Hello(hello), output);
 }
 
-pub(super) fn send(message: &Message<'_>, output: &mut Output) {
+fn send(message: &Message<'_>, output: &mut Output) {
     let mut bytes = BytesMut::new();
     message.encode(&mut bytes);
     output.put(&bytes);
 }
 
-pub(super) fn parse(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, RawError> {
+fn parse(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, RawError> {
     let most = limits::MAX_MAX_FRAME_BYTES + limits::RELAY_SLACK_BYTES;
     Frame::parse(input, most).map_err(|error| malformed(error.to_string()))
 }
 
 /// Frames that either side may get beside the work.
-pub(super) fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
+fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawError> {
     match Message::decode(frame).map_err(|error| malformed(error.to_string()))? {
         Message::Ping(ping) => send(&Message::Pong(Pong { id: ping.id }), output),
         Message::Error(error) => {
@@ -179,6 +223,6 @@ pub(super) fn other(frame: &Frame<'_>, output: &mut Output) -> Result<(), RawErr
     Ok(())
 }
 
-pub(super) fn malformed(what: String) -> RawError {
+fn malformed(what: String) -> RawError {
     RawError::Malformed { protocol: "reparto", what }
 }

@@ -69,17 +69,17 @@ impl<'a> Effects<'a> for Ends {
         &mut self,
         peer: Peer,
         action: &str,
-        next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+        assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
     ) {
         if let Some(end) = self.end(peer) {
-            end.session.assign_some(action, next, &mut end.output);
+            end.session.assign_some(action, assignments, &mut end.output);
         }
     }
 
     #[inline]
-    fn result_some(&mut self, peer: Peer, next: &mut impl FnMut() -> Option<(u64, Payload<'a>)>) {
+    fn result_some(&mut self, peer: Peer, results: &mut impl Iterator<Item = (u64, Payload<'a>)>) {
         if let Some(end) = self.end(peer) {
-            end.session.result_some(next, &mut end.output);
+            end.session.result_some(results, &mut end.output);
         }
     }
 
@@ -121,6 +121,7 @@ impl WayRig {
             policy: Policy::default(),
             has_store: false,
             gearman: Default::default(),
+            lines_action: "default".into(),
         };
         let mut rig = WayRig {
             context,

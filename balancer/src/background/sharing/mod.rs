@@ -8,11 +8,17 @@
 //! action is consumed only while there are workers for it, no more is claimed than they can take up soon, and what was
 //! delivered and finds no room goes back to its queue.
 
+#[cfg(test)]
+mod claim_tests;
 mod course;
+mod form;
+mod intake;
 mod opening;
+mod posting;
+mod travel;
 mod working;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -21,8 +27,12 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 
 use self::course::Course;
-pub use self::opening::SharingSettings;
+pub(super) use self::intake::{Intake, Owed};
+pub use self::opening::{MOST_AMQP_WORKERS, SharingSettings};
 pub(super) use self::opening::{OpenedSharing, start};
+pub use self::posting::AmqpWorker;
+use self::posting::Posts;
+use self::travel::Travel;
 pub(super) use self::working::Claimant;
 use crate::bus::{Bus, BusEvent, Delivery, Message, Properties, Queue, QueueKind, Tag};
 use crate::scheduler::{Peer, Time};
@@ -60,6 +70,8 @@ struct Held {
     priority: u8,
     /// The number under which it owns the task; `None` until the store has said so.
     owner: Option<i64>,
+    /// Where its outcome is owed to.
+    reply: Option<Arc<str>>,
 }
 
 /// What was heard of tasks that ended at other balancers.
@@ -82,6 +94,18 @@ pub(super) struct Sharing {
     /// Which action's, and which class.
     consumers: HashMap<u64, (Arc<str>, usize)>,
     next_consumer: u64,
+    /// The queues of other programs.
+    pub(super) intakes: Vec<Intake>,
+    /// Tasks whose outcome is on its way to whom it is owed.
+    telling: HashSet<TaskId>,
+    /// Workers that know only AMQP.
+    posts: Posts,
+    /// Their answers, until they are looked at.
+    answered: Vec<Delivery>,
+    /// Foreground tasks from here and to here.
+    travel: Travel,
+    /// What came from other balancers, until it is looked at.
+    arrived: Vec<Delivery>,
     held: HashMap<TaskId, Held>,
     /// The number under which this balancer owns tasks, as far as it knows.
     owner: Option<i64>,
@@ -106,19 +130,28 @@ impl Sharing {
         self.bus.publish(token, Message { queue, body, properties: Properties::default() });
     }
 
-    /// A message has come. It waits until there is room for its task.
-    fn delivered(&mut self, now: Time, delivery: &Delivery) {
+    /// A message has come, to one of the many consumers.
+    fn delivered(&mut self, now: Time, delivery: Delivery) {
+        if let Some((action, class)) = self.consumers.get(&delivery.consumer).cloned() {
+            return self.delivered_to_course(now, &delivery, &action, class);
+        }
+        let Some(delivery) = self.delivered_to_intake(now, delivery) else { return };
+        let Some(delivery) = self.answer_delivered(delivery) else { return };
+        let Some(delivery) = self.travel_delivered(delivery) else { return };
+        // Of a consumer that was ended meanwhile.
+        self.bus.give_back(delivery.tag);
+    }
+
+    /// A message has come for a task of an action. It waits until there is room for it.
+    fn delivered_to_course(&mut self, now: Time, delivery: &Delivery, action: &str, class: usize) {
         let id = <[u8; 16]>::try_from(&delivery.body[..]).map(TaskId);
-        let course = self.consumers.get(&delivery.consumer);
-        let course = course.and_then(|(action, class)| Some((self.courses.get_mut(action)?, *class)));
-        match (id, course) {
+        match (id, self.courses.get_mut(action)) {
             (Err(_), _) => {
                 log::warn!("a message on the bus names no task, and is dropped");
                 self.bus.take(delivery.tag);
             }
-            // Of a consumer that was ended meanwhile.
             (Ok(_), None) => self.bus.give_back(delivery.tag),
-            (Ok(id), Some((course, class))) => course.wait(now, class, delivery.tag, id),
+            (Ok(id), Some(course)) => course.wait(now, class, delivery.tag, id),
         }
     }
 
@@ -133,19 +166,20 @@ impl Sharing {
         }
         course.held += 1;
         let priority = reparto_protocol::limits::DEFAULT_PRIORITY;
-        self.held.insert(id, Held { action: Arc::clone(action), priority, owner: None });
+        self.held.insert(id, Held { action: Arc::clone(action), priority, owner: None, reply: None });
         Some((id, tag))
     }
 
     /// A task is this balancer's.
     fn owned(&mut self, task: &StoredTask, owner: i64) {
         let (action, priority) = (&task.task.action, task.task.priority);
+        let reply = task.task.reply.clone();
         match self.held.get_mut(&task.task.id) {
-            Some(held) => (held.owner, held.priority) = (Some(owner), priority),
+            Some(held) => (held.owner, held.priority, held.reply) = (Some(owner), priority, reply),
             None => {
                 // A worker has named it.
                 self.course(action).held += 1;
-                let held = Held { action: Arc::clone(action), priority, owner: Some(owner) };
+                let held = Held { action: Arc::clone(action), priority, owner: Some(owner), reply };
                 self.held.insert(task.task.id, held);
             }
         }
@@ -225,6 +259,8 @@ impl Sharing {
 
     /// Consumes nothing any more.
     pub(super) fn stop(&mut self) {
+        self.end_intakes();
+        self.close_doors();
         for (consumer, _) in self.consumers.drain() {
             self.bus.end(consumer);
         }
@@ -241,11 +277,14 @@ impl Sharing {
     pub(super) fn next_time(&self) -> Time {
         let sweep = if self.is_sweeping { Time(u64::MAX) } else { self.sweep_at };
         let delayed = self.delayed.front().map_or(Time(u64::MAX), |(at, _, _)| *at);
-        self.look_at.min(sweep).min(delayed)
+        let answer = self.posts.next_time().unwrap_or(Time(u64::MAX));
+        self.look_at.min(sweep).min(delayed).min(answer)
     }
 
     /// The consuming connection is lost: what it delivered comes again.
     fn connection_lost(&mut self) {
+        self.intakes_lost();
+        self.travel.at_doors_lost();
         for course in self.courses.values_mut() {
             course.give_all_back();
         }

@@ -1,18 +1,28 @@
 //! What sharing work needs to be opened and started.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{TrySendError, bounded};
 
+use super::intake::Intake;
+use super::posting::{AmqpWorker, Posts};
+use super::travel::Travel;
 use super::{HeardOfOthers, Sharing};
 use crate::bus::{Address, Bus, BusLimits};
-use crate::scheduler::Time;
+use crate::scheduler::{Peer, Time};
 use crate::storage::{Hearing, ShareSettings, StoreError};
 
 /// What is heard of other balancers and not yet taken, in notifications; what is beyond it is asked for.
 const MOST_HEARD: usize = 4096;
+
+/// Workers that know only AMQP, at most.
+pub const MOST_AMQP_WORKERS: usize = 1024;
+/// Other balancers as a worker, and as a client; behind them the workers that know only AMQP.
+const OTHERS: Peer = Peer::insider(0);
+const GUESTS: Peer = Peer::insider(1);
+const FIRST_POST: Peer = Peer::insider(2);
 
 /// How work is shared with other balancers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,13 +33,24 @@ pub struct SharingSettings {
     pub limits: BusLimits,
     /// Leases, and how long what is left over is left alone.
     pub share: ShareSettings,
+    /// Queues that any program may publish tasks into, as JSON, up to 250 bytes each. Their outcomes are told to where
+    /// the messages say.
+    pub queues: Vec<Arc<str>>,
+    /// Workers that know only AMQP, at most [`MOST_AMQP_WORKERS`].
+    pub workers: Vec<AmqpWorker>,
 }
 
 impl SharingSettings {
     /// The usual settings.
     #[must_use]
     pub fn new(bus: Address) -> Self {
-        SharingSettings { bus, limits: BusLimits::default(), share: ShareSettings::default() }
+        SharingSettings {
+            bus,
+            limits: BusLimits::default(),
+            share: ShareSettings::default(),
+            queues: Vec::new(),
+            workers: Vec::new(),
+        }
     }
 }
 
@@ -66,10 +87,16 @@ pub(in crate::background) fn start(
         bus,
         heard: HeardOfOthers { heard, missed },
         _listener: listener,
-        installation,
         courses: HashMap::new(),
         consumers: HashMap::new(),
         next_consumer: 0,
+        intakes: settings.queues.iter().map(Intake::new).collect(),
+        telling: HashSet::new(),
+        posts: Posts::new(&settings.workers, FIRST_POST, &installation),
+        answered: Vec::new(),
+        travel: Travel::new(&installation, OTHERS, GUESTS),
+        arrived: Vec::new(),
+        installation,
         held: HashMap::new(),
         owner: None,
         delayed: VecDeque::new(),

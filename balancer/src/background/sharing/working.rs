@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{AHEAD, LOOK, SWEEP, SWEPT, Sharing};
-use crate::background::{Keeper, Look, Outlet, Pending, Tie, wall_clock};
+use reparto_protocol::limits;
+
+use crate::background::{Assigned, Keeper, Look, Outlet, Pending, Tie, wall_clock};
 use crate::bus::{BusEvent, Tag};
-use crate::scheduler::{Event, Peer, Scheduler, Time};
+use crate::scheduler::{AssignmentId, Event, Peer, Scheduler, Time};
 use crate::storage::{Answer, Heard, NewTask, Operation, StoreError, StoredTask, TaskId, ToPublish};
 
 impl Keeper {
@@ -56,12 +58,15 @@ impl Keeper {
         for event in sharing.take_events() {
             self.take_bus_event(scheduler, now, event, out);
         }
+        self.end_posted(scheduler, now, out);
+        self.take_arrived(scheduler, now, out);
         self.hear(scheduler, now, out);
         self.bring_in_delayed(scheduler, now, out);
         if self.stopping {
             return;
         }
         self.look_at_room(scheduler, now, out);
+        self.take_in();
         self.sweep(now);
     }
 
@@ -72,17 +77,32 @@ impl Keeper {
         event: BusEvent,
         out: &mut E,
     ) {
+        let is_lost = matches!(event, BusEvent::Unroutable(_));
         match event {
+            BusEvent::Counted { token, messages, consumers } => {
+                self.queue_counted(scheduler, now, token, (messages, consumers), out);
+            }
             BusEvent::Confirmed(token) | BusEvent::Unroutable(token) => match self.pending.remove(&token) {
                 Some(Pending::Publish { peer, id, task, client }) => {
                     self.tell_accepted(scheduler, now, (peer, id, client), task, false, out);
                 }
+                Some(Pending::Bury { tag }) => {
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.bus.take(tag);
+                    }
+                }
+                Some(Pending::Tell { id }) => self.told(id),
+                Some(Pending::Post { assignment }) => self.posted(scheduler, now, assignment, out),
+                Some(Pending::Home { lender }) if is_lost => {
+                    self.lender_is_gone(scheduler, now, &lender, out);
+                }
+                Some(Pending::Home { .. }) => {}
                 Some(Pending::Republish) | None => {}
                 Some(other) => log::debug!("a confirmation is no reply to {other:?}"),
             },
             BusEvent::Delivered(delivery) => {
                 if let Some(sharing) = &mut self.sharing {
-                    sharing.delivered(now, &delivery);
+                    sharing.delivered(now, delivery);
                 }
             }
             BusEvent::Lost => {
@@ -129,15 +149,54 @@ impl Keeper {
     // ---- how much is here ----
 
     fn look_at_room<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, out: &mut E) {
-        let Some(sharing) = &mut self.sharing else { return };
-        if now < sharing.look_at {
+        if self.sharing.as_ref().is_none_or(|sharing| now < sharing.look_at) {
             return;
         }
+        let takes = self.takes_in();
+        let Some(sharing) = &mut self.sharing else { return };
         sharing.look_at = now.after(LOOK);
+        sharing.look_at_intakes(now, takes);
         let too_many = sharing.look(now, &scheduler.room_ahead(AHEAD));
         for (action, keep) in too_many {
             self.hand_back(scheduler, now, &action, keep, out);
         }
+        self.look_at_posts(scheduler, now, out);
+        self.look_at_travel(scheduler, now, out);
+    }
+
+    /// The scheduler has given a task to a worker that is a part of this balancer.
+    pub(in crate::background) fn assigned(
+        &mut self,
+        scheduler: &Scheduler,
+        now: Time,
+        assignment: AssignmentId,
+        task: Assigned,
+    ) {
+        if self.is_others(task.peer) {
+            let priority = scheduler.priority(assignment).unwrap_or(limits::DEFAULT_PRIORITY);
+            self.lend_out(now, assignment, task, priority);
+        } else {
+            self.post(now, assignment, &task);
+        }
+    }
+
+    /// Nobody wants a task any more that such a worker was given.
+    pub(in crate::background) fn assignment_withdrawn<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        (peer, assignment): (Peer, AssignmentId),
+        out: &mut E,
+    ) {
+        if self.is_others(peer) {
+            self.withdraw_lent(scheduler, now, assignment, out);
+        } else {
+            self.withdraw_post(scheduler, now, (peer, assignment), out);
+        }
+    }
+
+    fn is_others(&self, peer: Peer) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.travel.is_others(peer))
     }
 
     /// Gives tasks of an action that wait here back to the bus, the newest first, until so many are left.
@@ -184,7 +243,7 @@ impl Keeper {
 
     /// Has the store claim tasks whose messages have come, as many as there is room for.
     pub(in crate::background) fn claim_what_waits(&mut self) {
-        if self.stopping || self.held_back_bytes > 0 {
+        if self.stopping || self.is_behind() || self.failure().is_some() {
             return;
         }
         while let Some((id, tag)) = self.sharing.as_mut().and_then(|sharing| sharing.next_to_claim()) {
@@ -306,7 +365,7 @@ impl Keeper {
     ) {
         let Some(sharing) = &mut self.sharing else { return };
         sharing.is_sweeping = false;
-        let Ok(Answer::Swept { owner, to_publish, expired, next_due, more }) = answer else { return };
+        let Ok(Answer::Swept { owner, to_publish, expired, owed, next_due, more }) = answer else { return };
         if more && sharing.bus.has_room() {
             sharing.sweep_at = now;
         }
@@ -320,6 +379,7 @@ impl Keeper {
         for id in expired {
             self.ended_elsewhere(scheduler, now, id, out);
         }
+        self.tell_what_is_owed(owed, out);
     }
 
     /// A task was released, revived, or otherwise left to whoever claims it.
@@ -345,9 +405,13 @@ pub(in crate::background) enum Claimant {
 }
 
 impl Sharing {
-    /// Whether all that was published is confirmed, or cannot be now.
+    /// Whether what is published can be confirmed now.
+    pub(in crate::background) fn confirms(&self) -> bool {
+        self.bus.status().trouble.is_none()
+    }
+
+    /// Whether all that was published is confirmed.
     pub(in crate::background) fn is_quiet(&self) -> bool {
-        let status = self.bus.status();
-        status.unconfirmed == 0 || status.trouble.is_some()
+        self.bus.status().unconfirmed == 0
     }
 }

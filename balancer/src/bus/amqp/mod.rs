@@ -83,7 +83,7 @@ impl std::fmt::Debug for Address {
 }
 
 impl Address {
-    /// Reads `amqp://USER:PASSWORD@HOST:PORT/VHOST`.
+    /// Reads `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or the same with `amqps` where the feature of that name was built.
     ///
     /// # Errors
     ///
@@ -93,9 +93,11 @@ impl Address {
         let mut url = Url::parse(text).map_err(|error| wrong(format!("the URL cannot be read: {error}")))?;
         match url.scheme() {
             "amqp" => {}
+            "amqps" if cfg!(feature = "amqps") => {}
             "amqps" => {
                 return Err(wrong(
-                    "this reparto has no TLS for RabbitMQ; reach it over a private network or a tunnel"
+                    "this reparto was built without TLS for RabbitMQ; build it with `cargo build --features amqps`, or \
+                     reach RabbitMQ over a private network or a tunnel"
                         .into(),
                 ));
             }
@@ -111,7 +113,8 @@ impl Address {
         if let Some((name, _)) = url.query_pairs().next() {
             return Err(wrong(format!("'{name}' is no option of the URL")));
         }
-        let place = format!("amqp://{host}:{}/{vhost}", url.port().unwrap_or(5672));
+        let (scheme, port) = (url.scheme(), if url.scheme() == "amqps" { 5671 } else { 5672 });
+        let place = format!("{scheme}://{host}:{}/{vhost}", url.port().unwrap_or(port));
         url.query_pairs_mut()
             .append_pair("heartbeat", HEARTBEAT)
             .append_pair("connection_timeout", CONNECT_MS);
@@ -139,6 +142,7 @@ impl Address {
             .mem_channel_bound(256)
             .buffered_writes_high_water(4 << 20)
             .buffered_writes_low_water(1 << 20);
+        // It takes a URL without TLS as well; one with it is never opened without.
         Connection::insecure_open_tuned(self.url.as_str(), tuning)
     }
 
@@ -260,6 +264,24 @@ impl Maker {
         Ok(None)
     }
 
+    /// The messages that wait in a queue, and its consumers. It is made if it is not there.
+    fn count(&mut self, connection: &mut Connection, queue: &Queue) -> amiquip::Result<(u32, u32)> {
+        if self.make(connection, queue)?.is_some() {
+            return Ok((0, 0));
+        }
+        let mut counted = (0, 0);
+        let refused = self.ask(connection, |channel| {
+            let found = channel.queue_declare_passive(&*queue.name)?;
+            counted =
+                (found.declared_message_count().unwrap_or(0), found.declared_consumer_count().unwrap_or(0));
+            Ok(())
+        })?;
+        if refused.is_some() {
+            self.forget(queue);
+        }
+        Ok(counted)
+    }
+
     /// A queue is not there any more.
     fn forget(&mut self, queue: &Queue) {
         self.made.remove(queue);
@@ -298,7 +320,12 @@ fn options(kind: QueueKind, server: &FieldTable) -> Option<QueueDeclareOptions> 
                 options.arguments.insert("x-delivery-limit".into(), AmqpValue::LongInt(-1));
             }
         }
+        // Of the server's usual kind, as most programs make theirs.
+        QueueKind::Public => options.durable = true,
         QueueKind::Transient => {
+            // The queue outlives a restart of the server, its messages do not; queues that do not are on their way out of
+            // RabbitMQ.
+            options.durable = true;
             let unused = i32::try_from(UNUSED.as_millis()).unwrap_or(i32::MAX);
             options.arguments.insert("x-expires".into(), AmqpValue::LongInt(unused));
         }

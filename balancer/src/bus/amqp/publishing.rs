@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::{
     Address, Maker, PUBLISHING, Waits, clear_trouble, keep_trouble, note_queue, note_trouble, to_amqp,
 };
-use crate::bus::{BusEvent, Message, Publishing, QueueKind, Shared};
+use crate::bus::{BusEvent, Message, Publishing, Queue, QueueKind, Shared};
 
 /// Messages sent and not confirmed, at most; the others wait here.
 const MOST_UNDER_WAY: usize = 8192;
@@ -28,6 +28,8 @@ pub(in crate::bus) struct Publisher {
     unsent: VecDeque<(u64, Message)>,
     /// What was sent on the present connection and not confirmed, by its number there.
     under_way: BTreeMap<u64, Sent>,
+    /// Questions that are not answered yet.
+    counts: Vec<(u64, Queue)>,
     told: Vec<BusEvent>,
     stops: bool,
 }
@@ -65,6 +67,7 @@ impl Publisher {
             events,
             unsent: VecDeque::new(),
             under_way: BTreeMap::new(),
+            counts: Vec::new(),
             told: Vec::new(),
             stops: false,
         }
@@ -89,6 +92,7 @@ impl Publisher {
             let Err(Over::Lost(error)) = over else { return };
             note_trouble(&self.shared, PUBLISHING, &self.address.error(&error));
             self.wait(waits.next());
+            self.count_nothing();
         }
     }
 
@@ -111,9 +115,28 @@ impl Publisher {
         }
     }
 
+    /// Answers what is asked while there is no connection.
+    fn count_nothing(&mut self) {
+        for (token, _) in self.counts.drain(..) {
+            self.told.push(BusEvent::Counted { token, messages: 0, consumers: 0 });
+        }
+        self.tell();
+    }
+
+    /// Answers what is asked about queues.
+    fn count(&mut self, connection: &mut Connection, line: &mut Line) -> Result<(), Over> {
+        while let Some((token, queue)) = self.counts.last().cloned() {
+            let (messages, consumers) = line.maker.count(connection, &queue)?;
+            self.counts.pop();
+            self.told.push(BusEvent::Counted { token, messages, consumers });
+        }
+        Ok(())
+    }
+
     fn note(&mut self, command: Publishing) {
         match command {
             Publishing::Publish(messages) => self.unsent.extend(messages),
+            Publishing::Count(token, queue) => self.counts.push((token, queue)),
             Publishing::Stop => self.stops = true,
         }
     }
@@ -129,6 +152,8 @@ impl Publisher {
         let mut line = Line { channel, maker: Maker::default(), next: 1, paused_until: None, blocked: false };
         loop {
             self.send(connection, &mut line)?;
+            self.count(connection, &mut line)?;
+            self.tell();
             select! {
                 recv(self.commands) -> command => match command {
                     Ok(command) => self.note(command),
@@ -176,7 +201,7 @@ impl Publisher {
             && let Some((token, message)) = self.unsent.pop_front()
         {
             let queue = &message.queue;
-            if matches!(queue.kind, QueueKind::Durable | QueueKind::Transient) {
+            if is_made_here(queue.kind) {
                 match line.maker.make(connection, queue) {
                     Ok(None) => {}
                     Ok(Some(reason)) => {
@@ -191,7 +216,7 @@ impl Publisher {
                     }
                 }
             }
-            let durable = matches!(queue.kind, QueueKind::Durable | QueueKind::Foreign);
+            let durable = !matches!(queue.kind, QueueKind::Transient | QueueKind::Own);
             let publish = Publish {
                 body: &message.body,
                 routing_key: queue.name.to_string(),
@@ -232,7 +257,7 @@ impl Publisher {
 
     fn settle(&mut self, line: &mut Line, sent: Sent, took: bool) {
         let Sent { token, message, returned } = sent;
-        let ours = matches!(message.queue.kind, QueueKind::Durable | QueueKind::Transient);
+        let ours = is_made_here(message.queue.kind);
         if !took || (returned && ours) {
             // It has no leader for the moment, or somebody has removed it: it is looked for, or made, again.
             line.maker.forget(&message.queue);
@@ -268,6 +293,11 @@ impl Line {
     fn wait(&self) -> Duration {
         self.paused_until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK))
     }
+}
+
+/// Whether a message makes its queue, if that is not there.
+fn is_made_here(kind: QueueKind) -> bool {
+    matches!(kind, QueueKind::Durable | QueueKind::Transient | QueueKind::Public)
 }
 
 /// Why a channel's listeners have ended: asking anything of it gives the reason.

@@ -25,6 +25,7 @@ fn context() -> Context {
         policy: Policy::default(),
         has_store: true,
         gearman: Arc::new(Shared::new("lap")),
+        lines_action: "default".into(),
     }
 }
 

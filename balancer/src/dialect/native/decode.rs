@@ -130,7 +130,7 @@ impl Session {
                 if id == 0 {
                     return Err(FrameError::NoId { frame: FrameType::Cancel }.into());
                 }
-                ask(context, Ask::Cancel { id, task })
+                ask_store(context, Ask::Cancel { id, task })
             }
             Message::Cancel(m) => Step::Event(Event::Cancel { peer, id: m.id }),
             Message::Ping(m) => Step::Answer(Answer::Pong(m.id), None),
@@ -146,13 +146,13 @@ impl Session {
             }
             Message::Fetch(m) => {
                 let wait = Duration::from_millis(m.wait_ms);
-                ask(context, Ask::Fetch { id: m.id, task: m.task_id, wait, describe: m.describe })
+                ask_store(context, Ask::Fetch { id: m.id, task: m.task_id, wait, describe: m.describe })
             }
-            Message::RetryTask(m) => ask(context, Ask::Retry { id: m.id, task: m.task_id }),
-            Message::DropTask(m) => ask(context, Ask::Drop { id: m.id, task: m.task_id }),
+            Message::RetryTask(m) => ask_store(context, Ask::Retry { id: m.id, task: m.task_id }),
+            Message::DropTask(m) => ask_store(context, Ask::Drop { id: m.id, task: m.task_id }),
             Message::ListTasks(m) => {
                 let (action, state, since_ms) = (m.action.map(Box::from), m.state, m.since_ms);
-                ask(
+                ask_store(
                     context,
                     Ask::List { id: m.id, action, state, since_ms, before: m.before, limit: m.limit },
                 )
@@ -251,27 +251,25 @@ fn submit_kept<'a>(context: &Context, chunk: &Bytes, task: &Task<'_>) -> Step<'a
         return no_store(task.id);
     }
     let options = &task.options;
-    let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let payload = Payload::within(chunk, task.payload).to_bytes();
+    let usual = NewBackgroundTask::new(task.id, task.action, payload);
     Step::Ask(Ask::Submit(Box::new(NewBackgroundTask {
-        id: task.id,
         record: options.record && !options.background,
-        action: task.action.into(),
-        payload: Payload::within(chunk, task.payload).to_bytes(),
         priority: options.priority.unwrap_or(limits::DEFAULT_PRIORITY),
         max_attempts: options.max_attempts.unwrap_or(limits::DEFAULT_MAX_ATTEMPTS),
         deadline: options.deadline_ms.map(Duration::from_millis),
         delay: options.delay_ms.map(Duration::from_millis),
         start_at_ms: options.start_at_ms,
-        backoff_first_ms: options.backoff_first_ms.unwrap_or(millis(limits::DEFAULT_BACKOFF_FIRST)),
-        backoff_most_ms: options.backoff_most_ms.unwrap_or(millis(limits::DEFAULT_BACKOFF_MOST)),
+        backoff_first_ms: options.backoff_first_ms.unwrap_or(usual.backoff_first_ms),
+        backoff_most_ms: options.backoff_most_ms.unwrap_or(usual.backoff_most_ms),
         idempotency_key: Bytes::copy_from_slice(options.idempotency_key.unwrap_or(&[])),
-        idempotency_window: options.idempotency_ms.map_or(limits::DEFAULT_IDEMPOTENCY, Duration::from_millis),
-        key: Bytes::new(),
+        idempotency_window: options.idempotency_ms.map_or(usual.idempotency_window, Duration::from_millis),
+        ..usual
     })))
 }
 
 /// A request that the store has a part in, if there is a store.
-fn ask<'a>(context: &Context, ask: Ask) -> Step<'a> {
+pub(in crate::dialect) fn ask_store<'a>(context: &Context, ask: Ask) -> Step<'a> {
     if context.has_store { Step::Ask(ask) } else { no_store(ask.id()) }
 }
 

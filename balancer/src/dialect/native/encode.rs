@@ -134,11 +134,11 @@ pub fn result(id: u64, payload: Payload<'_>, out: &mut Output) {
 #[inline]
 pub fn assign_some<'p>(
     action: &str,
-    next: &mut impl FnMut() -> Option<(AssignmentId, Payload<'p>)>,
+    assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
     out: &mut Output,
 ) {
     let Some(heads) = AlikeHeads::assign_task(action) else { return };
-    while let Some((id, payload)) = next() {
+    for (id, payload) in assignments {
         heads.put(id.0, payload.len(), out.buffer());
         out.payload(payload);
     }
@@ -146,9 +146,11 @@ pub fn assign_some<'p>(
 
 /// Writes down results, as [`result`] does each.
 #[inline]
-pub fn result_some<'p>(next: &mut impl FnMut() -> Option<(u64, Payload<'p>)>, out: &mut Output) {
-    while let Some((id, payload)) = next() {
-        result(id, payload, out);
+pub fn result_some<'p>(results: &mut impl Iterator<Item = (u64, Payload<'p>)>, out: &mut Output) {
+    let heads = AlikeHeads::result();
+    for (id, payload) in results {
+        heads.put(id, payload.len(), out.buffer());
+        out.payload(payload);
     }
 }
 

@@ -12,6 +12,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub(super) use decode::ask_store;
 pub use encode::{answer, assign, assign_some, encode, refuse, report, result, result_some};
 pub use runs::{Results, Tasks};
 pub use status::report as status_report;

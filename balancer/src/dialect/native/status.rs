@@ -177,6 +177,7 @@ mod tests {
             policy: Policy::default(),
             has_store: false,
             gearman: Default::default(),
+            lines_action: "default".into(),
         }
     }
 

@@ -27,6 +27,7 @@ fn context() -> Context {
         policy: Policy::default(),
         has_store: false,
         gearman: Default::default(),
+        lines_action: "default".into(),
     }
 }
 

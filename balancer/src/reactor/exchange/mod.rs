@@ -79,6 +79,10 @@ impl Numbering {
     /// The number of the reactor that a connection is at, and the connection as that reactor knows it.
     #[inline]
     pub(crate) fn inside(self, peer: Peer) -> (usize, Peer) {
+        if peer.is_insider() {
+            // It belongs to the first.
+            return (0, peer);
+        }
         let number = peer.index & ((1 << self.bits) - 1);
         (number as usize, Peer { index: peer.index >> self.bits, generation: peer.generation })
     }

@@ -273,6 +273,7 @@ impl<'a> Batch<'a> {
             | Operation::RemoveEnded { .. }
             | Operation::RemoveKeys { .. }
             | Operation::Claim { .. }
+            | Operation::Settle { .. }
             | Operation::Sweep { .. } => Answer::Noted,
         }
     }
@@ -332,7 +333,7 @@ impl<'a> Batch<'a> {
             .collect();
         let (ended, open): (Vec<_>, Vec<_>) =
             changed.into_iter().partition(|(_, task)| task.outcome.is_some());
-        write_ended(transaction, statements, &ended)?;
+        write_ended(transaction, statements, &ended, self.writer.id())?;
         write_open(transaction, statements, &open, self.writer.id())?;
         self.insert_attempts(transaction, statements)?;
         self.insert_keys(transaction, statements)?;
@@ -365,8 +366,8 @@ impl<'a> Batch<'a> {
                     transaction,
                     "INSERT INTO tasks (id, created_at, ended_at, due_at, deadline_at, backoff_first_ms, \
                      backoff_most_ms, error_code, state, priority, max_attempts, attempts, action, payload, result, \
-                     payload_blob, result_blob, error, publisher) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
-                     $11, $12, $13, $14, $15, $16, $17, $18, $19) ON CONFLICT (id) DO NOTHING",
+                     payload_blob, result_blob, error, publisher, reply) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, \
+                     $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING",
                 )?;
                 transaction.execute(&insert, &row.values())?;
             }
@@ -376,7 +377,7 @@ impl<'a> Batch<'a> {
             transaction,
             "COPY tasks (id, created_at, ended_at, due_at, deadline_at, backoff_first_ms, backoff_most_ms, error_code, \
              state, priority, max_attempts, attempts, action, payload, result, payload_blob, result_blob, error, \
-             publisher) FROM STDIN BINARY",
+             publisher, reply) FROM STDIN BINARY",
         )?;
         let mut writer = BinaryCopyInWriter::new(transaction.copy_in(&copy)?, &NEW_ROW);
         for row in &rows {
@@ -468,6 +469,7 @@ pub(super) fn is_about_tables(operation: &Operation) -> bool {
             | Operation::RemoveEnded { .. }
             | Operation::RemoveKeys { .. }
             | Operation::Claim { .. }
+            | Operation::Settle { .. }
             | Operation::Sweep { .. }
     )
 }
@@ -535,7 +537,7 @@ fn result_of(outcome: Option<&Outcome>) -> (Option<&[u8]>, Option<&str>) {
 }
 
 /// The types of [`NewRow::values`].
-const NEW_ROW: [Type; 19] = [
+const NEW_ROW: [Type; 20] = [
     Type::UUID,
     Type::INT8,
     Type::INT8,
@@ -555,6 +557,7 @@ const NEW_ROW: [Type; 19] = [
     Type::TEXT,
     Type::TEXT,
     Type::INT8,
+    Type::TEXT,
 ];
 
 /// A new task's row, in the columns' order.
@@ -578,6 +581,7 @@ struct NewRow<'a> {
     result_blob: Option<&'a str>,
     error: Option<Cow<'a, str>>,
     publisher: Option<i64>,
+    reply: Option<Cow<'a, str>>,
 }
 
 impl<'a> NewRow<'a> {
@@ -606,10 +610,11 @@ impl<'a> NewRow<'a> {
             result_blob,
             error: failure.map(|failure| error_text(&failure.message)),
             publisher,
+            reply: new.reply.as_deref().map(storable),
         })
     }
 
-    fn values(&self) -> [&(dyn postgres::types::ToSql + Sync); 19] {
+    fn values(&self) -> [&(dyn postgres::types::ToSql + Sync); 20] {
         [
             &self.id,
             &self.created_at,
@@ -630,15 +635,18 @@ impl<'a> NewRow<'a> {
             &self.result_blob,
             &self.error,
             &self.publisher,
+            &self.reply,
         ]
     }
 }
 
-/// Records outcomes, each in a row that stands as it was read.
+/// Records outcomes, each in a row that stands as it was read. Where one is owed to somebody, its writer undertakes to
+/// tell it; that of a cancelled task, which may be anybody's, is left to the sweep.
 fn write_ended(
     transaction: &mut Transaction<'_>,
     statements: &mut Statements,
     tasks: &[(&TaskId, &Task<'_>)],
+    writer: Option<i64>,
 ) -> Result<(), BatchError> {
     if tasks.is_empty() {
         return Ok(());
@@ -646,7 +654,7 @@ fn write_ended(
     let update = statements.get(
         transaction,
         "UPDATE tasks SET state = ended.state, attempts = ended.attempts, ended_at = ended.at, due_at = ended.due_at, \
-         owner = NULL, result = ended.result, result_blob = ended.result_blob, error_code = ended.code, error = ended.error, \
+         owner = NULL, publisher = CASE WHEN ended.state <> 6 THEN $11::bigint END, result = ended.result, result_blob = ended.result_blob, error_code = ended.code, error = ended.error, \
          payload = CASE WHEN ended.state = 5 THEN payload END \
          FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::smallint[], $5::bigint[], $6::bigint[], \
          $7::bytea[], $8::text[], $9::integer[], $10::text[]) \
@@ -668,7 +676,7 @@ fn write_ended(
         failures.iter().map(|failure| failure.map(|failure| error_text(&failure.message))).collect();
     let updated = transaction.execute(
         &update,
-        &[&ids, &was, &states, &attempts, &times, &due, &results, &blobs, &codes, &errors],
+        &[&ids, &was, &states, &attempts, &times, &due, &results, &blobs, &codes, &errors, &writer],
     )?;
     as_many(updated, tasks.len())
 }

@@ -48,6 +48,13 @@ impl Hearing {
         Hearing { address, lock_key, me }
     }
 
+    /// Of a database that is nowhere.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Hearing {
+        let address = Address::parse("postgres://nobody@127.0.0.1:1/nowhere").expect("an address");
+        Hearing::new(address, 0, Arc::default())
+    }
+
     /// Begins to listen, on a thread of its own. `heard` is called from it, and must not block.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 //! operations come again the count says which it was: then they are written, or the answers that were kept are given.
 
 mod batch;
+mod joining;
 mod listener;
 mod reader;
 mod schema;
@@ -22,10 +23,10 @@ mod tables;
 use std::time::{Duration, Instant};
 
 use postgres::Transaction;
-use postgres::error::SqlState;
 use uuid::Uuid;
 
 use self::batch::{Batch, BatchError, Writer, is_about_tables};
+use self::joining::Lock;
 pub use self::listener::{Heard, Hearing, Listener};
 use self::reader::PostgresReader;
 use self::session::{Address, Session, Statements};
@@ -40,12 +41,11 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOK_AROUND: &str = "SELECT epoch, (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
      AND (classid::bigint << 32) | objid::bigint = $1) FROM leader";
-/// How long a standby waits for the lock before it looks whether it is to go on.
-const LOCK_WAIT: &str = "500ms";
-/// How long it waits for a database that cannot be reached.
-const UNREACHABLE_WAIT: Duration = Duration::from_secs(1);
-/// How often it looks meanwhile whether it is to go on.
-const CANCEL_STEP: Duration = Duration::from_millis(50);
+/// Has the server end a leader's session of which nothing was heard for so long. A leader that hangs, or whose machine
+/// stands still, keeps its connection, which the system answers for; the lock must not wait for it. PostgreSQL knows
+/// this from version 14 on.
+const END_WHEN_SILENT: &str = "SELECT set_config('idle_session_timeout', '15s', false) \
+     WHERE EXISTS (SELECT 1 FROM pg_settings WHERE name = 'idle_session_timeout')";
 
 /// Why a balancer does not lead yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,28 +118,11 @@ impl PostgresStore {
     /// release has written the tables. A database that is away is waited for.
     pub fn lead(
         url: &str,
-        mut report: impl FnMut(&Standby),
-        mut goes_on: impl FnMut() -> bool,
+        report: impl FnMut(&Standby),
+        goes_on: impl FnMut() -> bool,
     ) -> Result<Option<PostgresStore>, StoreError> {
         let address = Address::parse(url)?;
-        let mut told = None;
-        let mut tell = |standby: Standby| {
-            if told.as_ref() != Some(&standby) {
-                report(&standby);
-                told = Some(standby);
-            }
-        };
-        while goes_on() {
-            match try_to_lead(&address, &mut tell, &mut goes_on) {
-                Err(StoreError::Unavailable { reason }) => tell(Standby::Unreachable { reason }),
-                done => return done,
-            }
-            let since = Instant::now();
-            while since.elapsed() < UNREACHABLE_WAIT && goes_on() {
-                std::thread::sleep(CANCEL_STEP);
-            }
-        }
-        Ok(None)
+        joining::until_it_works(report, goes_on, |tell, goes_on| try_to_lead(&address, tell, goes_on))
     }
 
     /// The number of this leadership; each is greater than those before it.
@@ -154,17 +137,10 @@ impl PostgresStore {
             return Ok(());
         }
         self.session = None;
-        let mut session = self.address.connect().map_err(|error| match error {
-            // It was let in before, so this may be mended while foreground tasks go on.
-            StoreError::Open { place, reason } => {
-                StoreError::Unavailable { reason: format!("{place}: {reason}") }
-            }
-            error => error,
-        })?;
+        let mut session = self.address.connect_again()?;
         let error = |error: postgres::Error| self.address.error(&error);
         let client = &mut session.client;
-        let mut has_lock: bool =
-            client.query_one("SELECT pg_try_advisory_lock($1)", &[&self.lock_key]).map_err(error)?.get(0);
+        let mut has_lock = Lock::Alone.try_to_take(client, self.lock_key).map_err(error)?;
         let current: i64 = client.query_one("SELECT epoch FROM leader", &[]).map_err(error)?.get(0);
         if current != self.epoch {
             return Err(StoreError::Fenced { ours: self.epoch, current });
@@ -174,13 +150,13 @@ impl PostgresStore {
             let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                        WHERE pid = $1 AND backend_start = $2";
             client.execute(end, &[&self.backend.process, &self.backend.started]).map_err(error)?;
-            has_lock =
-                client.query_one("SELECT pg_try_advisory_lock($1)", &[&self.lock_key]).map_err(error)?.get(0);
+            has_lock = Lock::Alone.try_to_take(client, self.lock_key).map_err(error)?;
         }
         if !has_lock {
             let reason = format!("{}: another session holds the lock of the leader", self.address.place);
             return Err(StoreError::Unavailable { reason });
         }
+        client.batch_execute(END_WHEN_SILENT).map_err(error)?;
         self.backend = backend(client).map_err(error)?;
         self.session = Some(session);
         Ok(())
@@ -200,11 +176,7 @@ impl PostgresStore {
                 place: address.place,
                 reason: format!("its leader's batch is {batch}, and {} was written last", self.batch),
             }),
-            Err(Failed::Batch(BatchError::Postgres(error))) => Err(address.error(&error)),
-            Err(Failed::Batch(BatchError::Damaged(column))) => Err(damaged(&address, column)),
-            Err(Failed::Batch(BatchError::Changed)) => Err(StoreError::Unavailable {
-                reason: format!("{}: somebody else has changed a task that was to be written", address.place),
-            }),
+            Err(Failed::Batch(error)) => Err(error.at(&address)),
         }
     }
 
@@ -283,6 +255,20 @@ impl From<BatchError> for Failed {
     }
 }
 
+impl BatchError {
+    /// What it means for the store at an address.
+    fn at(self, address: &Address) -> StoreError {
+        let place = address.place.clone();
+        match self {
+            BatchError::Postgres(error) => address.error(&error),
+            BatchError::Damaged(column) => damaged(address, column),
+            BatchError::Changed => StoreError::Unavailable {
+                reason: format!("{place}: somebody else has changed a task that was to be written"),
+            },
+        }
+    }
+}
+
 fn damaged(address: &Address, column: &str) -> StoreError {
     let reason = format!("a row has a value in '{column}' that Reparto never writes");
     StoreError::Corrupt { place: address.place.clone(), reason }
@@ -297,34 +283,15 @@ fn backend(client: &mut postgres::Client) -> Result<Backend, postgres::Error> {
 /// Waits for the lock on one connection; `None` when it is not to go on.
 fn try_to_lead(
     address: &Address,
-    tell: &mut impl FnMut(Standby),
-    goes_on: &mut impl FnMut() -> bool,
+    tell: &mut dyn FnMut(Standby),
+    goes_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<PostgresStore>, StoreError> {
-    let mut session = address.connect()?;
+    let Some((mut session, lock_key)) = joining::join(address, Lock::Alone, tell, goes_on)? else {
+        return Ok(None);
+    };
     let error = |error: postgres::Error| address.error(&error);
     let client = &mut session.client;
-    let lock_key = schema::lock_key(client, address)?;
-    client.batch_execute(&format!("SET lock_timeout = '{LOCK_WAIT}'")).map_err(error)?;
-    loop {
-        match client.execute("SELECT pg_advisory_lock($1)", &[&lock_key]) {
-            Ok(_) => break,
-            Err(failed) if failed.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
-            Err(failed) => return Err(error(failed)),
-        }
-        // Before the first leader has made the table, nobody is known.
-        let leader = client
-            .query_one("SELECT holder FROM leader", &[])
-            .map_or_else(|_| "another balancer".to_owned(), |row| row.get(0));
-        tell(Standby::Waiting { leader });
-        if !goes_on() {
-            return Ok(None);
-        }
-    }
-    client.batch_execute("SET lock_timeout = '5s'").map_err(error)?;
-    schema::migrate(client, address)?;
-    if client.query_one("SHOW fsync", &[]).map_err(error)?.get::<_, &str>(0) == "off" {
-        log::warn!("{} runs with fsync off: a power failure there may lose what was accepted", address.place);
-    }
+    client.batch_execute(END_WHEN_SILENT).map_err(error)?;
     let lead = "UPDATE leader SET epoch = epoch + 1, since = now(), \
                 holder = 'process ' || $1 || ' at ' || coalesce(host(inet_client_addr()), 'the database''s host') \
                 RETURNING epoch, batch";

@@ -6,7 +6,7 @@ use super::session::{Address, describe};
 use crate::storage::store::StoreError;
 
 /// How each version of the tables is made from the one before. Only ever added to.
-const MIGRATIONS: [&str; 2] = [FIRST, SHARED];
+const MIGRATIONS: [&str; 3] = [FIRST, SHARED, REPLIES];
 
 const FIRST: &str = "
     CREATE TABLE tasks (
@@ -80,6 +80,13 @@ const SHARED: &str = "
     );
     CREATE TABLE installation (one smallint PRIMARY KEY CHECK (one = 1), name text NOT NULL);
     INSERT INTO installation VALUES (1, left(md5(random()::text || clock_timestamp()::text), 8));
+";
+
+/// For tasks whose outcome is told to a queue: `reply` says which, until that is done. Of such a task that has ended,
+/// `publisher` has undertaken to tell it.
+const REPLIES: &str = "
+    ALTER TABLE tasks ADD COLUMN reply text;
+    CREATE INDEX replies ON tasks (id) WHERE reply IS NOT NULL AND state >= 3;
 ";
 
 /// The version of the tables that this release writes.

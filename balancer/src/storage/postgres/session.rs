@@ -27,7 +27,7 @@ const SETTINGS: &str = "
     SET tcp_keepalives_count = 3;
     SET tcp_user_timeout = 6000;
     SET lock_timeout = '5s';
-    SET idle_in_transaction_session_timeout = '30s';
+    SET idle_in_transaction_session_timeout = '15s';
     SET timezone = 'UTC';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 ";
@@ -88,6 +88,16 @@ impl Address {
         })?;
         client.batch_execute(SETTINGS).map_err(|error| self.error(&error))?;
         Ok(Session { client, statements: Statements::default() })
+    }
+
+    /// Opens a connection where there was one before: what keeps this one out now may be mended.
+    pub(super) fn connect_again(&self) -> Result<Session, StoreError> {
+        self.connect().map_err(|error| match error {
+            StoreError::Open { place, reason } => {
+                StoreError::Unavailable { reason: format!("{place}: {reason}") }
+            }
+            error => error,
+        })
     }
 
     /// What an error means once there is a connection, or while there is none for the moment.

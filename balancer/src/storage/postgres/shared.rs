@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use postgres::Transaction;
-use postgres::error::SqlState;
 
 use super::batch::{Batch, BatchError, Writer, is_about_tables};
+use super::joining::{self, Lock};
 use super::listener::{self, Hearing};
 use super::reader::PostgresReader;
 use super::session::{Address, Session, Statements};
 use super::sweep::{self, Sweeping};
-use super::{CANCEL_STEP, LOCK_WAIT, Pending, Standby, UNREACHABLE_WAIT, change_tables, damaged, schema};
+use super::{Pending, Standby, change_tables};
 use crate::storage::store::{Answer, Operation, Store, StoreError, StoreReader};
 use crate::storage::task::TaskId;
 
@@ -35,7 +35,8 @@ pub struct ShareSettings {
     /// How long after that its running tasks are left to workers that come back and name them.
     pub claim_time: Duration,
     /// A task that nobody has claimed for this long is published again, and then each time it has waited twice as long:
-    /// a message that the bus has lost is so replaced.
+    /// a message that the bus has lost is so replaced. Where tasks only wait for workers it costs a message too many
+    /// each time, of which a balancer publishes at most 1,000 in half a second.
     pub publish_again: Duration,
 }
 
@@ -44,7 +45,7 @@ impl Default for ShareSettings {
         ShareSettings {
             lease: Duration::from_secs(10),
             claim_time: Duration::from_secs(15),
-            publish_again: Duration::from_secs(120),
+            publish_again: Duration::from_secs(30),
         }
     }
 }
@@ -112,28 +113,14 @@ impl SharedPostgresStore {
     pub fn join(
         url: &str,
         settings: &ShareSettings,
-        mut report: impl FnMut(&Standby),
-        mut goes_on: impl FnMut() -> bool,
+        report: impl FnMut(&Standby),
+        goes_on: impl FnMut() -> bool,
     ) -> Result<Option<SharedPostgresStore>, StoreError> {
         let address = Address::parse(url)?;
-        let mut told = None;
-        let mut tell = |standby: Standby| {
-            if told.as_ref() != Some(&standby) {
-                report(&standby);
-                told = Some(standby);
-            }
+        let join = |tell: &mut dyn FnMut(Standby), goes_on: &mut dyn FnMut() -> bool| {
+            try_to_join(&address, settings, tell, goes_on)
         };
-        while goes_on() {
-            match try_to_join(&address, settings, &mut tell, &mut goes_on) {
-                Err(StoreError::Unavailable { reason }) => tell(Standby::Unreachable { reason }),
-                done => return done,
-            }
-            let since = Instant::now();
-            while since.elapsed() < UNREACHABLE_WAIT && goes_on() {
-                std::thread::sleep(CANCEL_STEP);
-            }
-        }
-        Ok(None)
+        joining::until_it_works(report, goes_on, join)
     }
 
     /// Names the balancers that share these tables, the same for all of them and for no others.
@@ -158,18 +145,10 @@ impl SharedPostgresStore {
             return Ok(());
         }
         (self.session, self.in_touch_since) = (None, None);
-        let mut session = self.address.connect().map_err(|error| match error {
-            // We were let in before, so this may be mended.
-            StoreError::Open { place, reason } => {
-                StoreError::Unavailable { reason: format!("{place}: {reason}") }
-            }
-            error => error,
-        })?;
-        let shares: bool = session
-            .client
-            .query_one("SELECT pg_try_advisory_lock_shared($1)", &[&self.lock_key])
-            .map_err(|error| self.address.error(&error))?
-            .get(0);
+        let mut session = self.address.connect_again()?;
+        let shares = Lock::Shared
+            .try_to_take(&mut session.client, self.lock_key)
+            .map_err(|error| self.address.error(&error))?;
         if !shares {
             let reason = format!("{}: a balancer without --bus leads there now", self.address.place);
             return Err(StoreError::Unavailable { reason });
@@ -211,11 +190,7 @@ impl SharedPostgresStore {
                 place: address.place,
                 reason: format!("this balancer's batch is {batch}, and {} was written last", self.batch),
             }),
-            Err(Failed::Batch(BatchError::Postgres(error))) => Err(address.error(&error)),
-            Err(Failed::Batch(BatchError::Damaged(column))) => Err(damaged(&address, column)),
-            Err(Failed::Batch(BatchError::Changed)) => Err(StoreError::Unavailable {
-                reason: format!("{}: somebody else has changed a task that was to be written", address.place),
-            }),
+            Err(Failed::Batch(error)) => Err(error.at(&address)),
         }
     }
 
@@ -288,8 +263,10 @@ impl Work<'_> {
         let mut rest = operations;
         while let Some(first) = rest.first() {
             let is_claim = |operation: &Operation| matches!(operation, Operation::Claim { .. });
+            let settles = |operation: &Operation| matches!(operation, Operation::Settle { .. });
             let end = match first {
                 Operation::Claim { .. } => rest.iter().position(|operation| !is_claim(operation)),
+                Operation::Settle { .. } => rest.iter().position(|operation| !settles(operation)),
                 Operation::Sweep { .. } => Some(1),
                 about_tables if is_about_tables(about_tables) => Some(1),
                 _ => rest.iter().position(is_about_tables),
@@ -298,6 +275,9 @@ impl Work<'_> {
             match first {
                 Operation::Claim { .. } => {
                     answers.append(&mut sweep::claim(transaction, statements, id, run)?);
+                }
+                Operation::Settle { .. } => {
+                    answers.append(&mut sweep::settle(transaction, statements, run)?);
                 }
                 Operation::Sweep { now, limit } => {
                     let answer = self.sweeping.step(
@@ -384,35 +364,15 @@ pub(super) fn micros(time: Duration) -> f64 {
 fn try_to_join(
     address: &Address,
     settings: &ShareSettings,
-    tell: &mut impl FnMut(Standby),
-    goes_on: &mut impl FnMut() -> bool,
+    tell: &mut dyn FnMut(Standby),
+    goes_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<SharedPostgresStore>, StoreError> {
-    let mut session = address.connect()?;
+    let Some((mut session, lock_key)) = joining::join(address, Lock::Shared, tell, goes_on)? else {
+        return Ok(None);
+    };
     let error = |error: postgres::Error| address.error(&error);
-    let lock_key = schema::lock_key(&mut session.client, address)?;
-    session.client.batch_execute(&format!("SET lock_timeout = '{LOCK_WAIT}'")).map_err(error)?;
-    loop {
-        match session.client.execute("SELECT pg_advisory_lock_shared($1)", &[&lock_key]) {
-            Ok(_) => break,
-            Err(failed) if failed.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
-            Err(failed) => return Err(error(failed)),
-        }
-        let leader = session
-            .client
-            .query_one("SELECT holder FROM leader", &[])
-            .map_or_else(|_| "another balancer".to_owned(), |row| row.get(0));
-        tell(Standby::Waiting { leader: format!("{leader}, without --bus") });
-        if !goes_on() {
-            return Ok(None);
-        }
-    }
-    session.client.batch_execute("SET lock_timeout = '5s'").map_err(error)?;
-    schema::migrate(&mut session.client, address)?;
     let installation: String =
         session.client.query_one("SELECT name FROM installation", &[]).map_err(error)?.get(0);
-    if session.client.query_one("SHOW fsync", &[]).map_err(error)?.get::<_, &str>(0) == "off" {
-        log::warn!("{} runs with fsync off: a power failure there may lose what was accepted", address.place);
-    }
     let id = register(&mut session, settings).map_err(error)?;
     Ok(Some(SharedPostgresStore {
         address: address.clone(),

@@ -20,6 +20,10 @@ use crate::storage::task::{StoredTask, TaskId};
 const MOST_LOOKED_AT: i64 = 5000;
 /// How often the walk is made when there is no cause for it, to find messages that the bus has lost.
 const WALK: Duration = Duration::from_secs(60);
+/// An outcome that is owed, and that its balancer has not told for this long, is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
+/// Outcomes that are owed, in a step.
+const MOST_OWED: usize = 256;
 /// How long the row of a balancer that is gone is kept.
 const KEPT: &str = "1 hour";
 
@@ -62,6 +66,26 @@ pub(super) fn claim(
     Ok(claims.iter().map(answer).collect())
 }
 
+/// Nobody is owed the outcomes of these tasks any more.
+pub(super) fn settle(
+    transaction: &mut Transaction<'_>,
+    statements: &mut Statements,
+    settled: &[Operation],
+) -> Result<Vec<Answer>, BatchError> {
+    let wanted = settled.iter().filter_map(|operation| match operation {
+        Operation::Settle { id } => Some(uuid(*id)),
+        _ => None,
+    });
+    let ids: Vec<Uuid> = wanted.collect();
+    let update = statements.get(
+        transaction,
+        "UPDATE tasks SET reply = NULL WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state >= 3 \
+         ORDER BY id FOR UPDATE)",
+    )?;
+    transaction.execute(&update, &[&ids])?;
+    Ok(settled.iter().map(|_| Answer::Noted).collect())
+}
+
 /// How far the sweep is.
 #[derive(Debug, Clone)]
 pub(super) struct Sweeping {
@@ -96,10 +120,11 @@ impl Sweeping {
         if left > 0 && self.is_walking(transaction, statements, settings)? {
             more |= self.walk(transaction, statements, (me, settings), (now, left), &mut to_publish)?;
         }
+        let owed = owed(transaction, statements, me, (now, limit))?;
         let next = statements
             .get(transaction, "SELECT due_at FROM tasks WHERE state = 0 ORDER BY due_at, id LIMIT 1")?;
         let next_due = transaction.query_opt(&next, &[])?.and_then(|row| row.get(0));
-        Ok(Answer::Swept { owner: me, to_publish, expired, next_due, more })
+        Ok(Answer::Swept { owner: me, to_publish, expired, owed, next_due, more })
     }
 
     /// Whether the walk goes on; begins it where there is cause.
@@ -229,13 +254,34 @@ fn expire(
 ) -> Result<Vec<TaskId>, postgres::Error> {
     let update = statements.get(
         transaction,
-        "UPDATE tasks SET state = 7, ended_at = $1, payload = NULL, error_code = $2, \
+        "UPDATE tasks SET state = 7, ended_at = $1, payload = NULL, publisher = NULL, error_code = $2, \
          error = 'its deadline passed before a worker had time for it' WHERE id IN (SELECT id FROM tasks \
          WHERE state <= 1 AND owner IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1000 \
          FOR UPDATE SKIP LOCKED) RETURNING id",
     )?;
     let code = i32::from(ErrorCode::Expired.number());
     let rows = transaction.query(&update, &[&now, &code])?;
+    Ok(rows.iter().map(|row| task_id(row.get(0))).collect())
+}
+
+/// Ended tasks whose outcome is owed to somebody and that nobody alive has undertaken to tell, or that this balancer has
+/// not told for a while: it undertakes it now.
+fn owed(
+    transaction: &mut Transaction<'_>,
+    statements: &mut Statements,
+    me: i64,
+    (now, limit): (i64, usize),
+) -> Result<Vec<TaskId>, postgres::Error> {
+    let update = statements.get(
+        transaction,
+        "UPDATE tasks SET publisher = $1 WHERE id IN (SELECT id FROM tasks WHERE reply IS NOT NULL AND state >= 3 \
+         AND (publisher IS NULL OR publisher = $1 AND ended_at < $2 \
+         OR NOT EXISTS (SELECT 1 FROM balancers WHERE balancers.id = publisher AND NOT fenced)) \
+         ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED) RETURNING id",
+    )?;
+    let again = i64::try_from(TELL_AGAIN.as_micros()).unwrap_or(i64::MAX);
+    let most = as_limit(limit.min(MOST_OWED));
+    let rows = transaction.query(&update, &[&me, &now.saturating_sub(again), &most])?;
     Ok(rows.iter().map(|row| task_id(row.get(0))).collect())
 }
 

@@ -15,7 +15,7 @@ use crate::storage::task::{
 macro_rules! columns {
     () => {
         "id, action, state, priority, max_attempts, attempts, created_at, ended_at, payload, result, error_code, \
-         error, due_at, deadline_at, backoff_first_ms, backoff_most_ms, payload_blob, result_blob"
+         error, due_at, deadline_at, backoff_first_ms, backoff_most_ms, payload_blob, result_blob, reply"
     };
 }
 pub(super) use columns;
@@ -26,7 +26,7 @@ macro_rules! short_columns {
         "id, action, state, priority, max_attempts, attempts, created_at, ended_at, \
          CASE WHEN octet_length(payload) <= 4096 THEN payload END, \
          CASE WHEN octet_length(result) <= 4096 THEN result END, error_code, error, due_at, deadline_at, \
-         backoff_first_ms, backoff_most_ms, payload_blob, result_blob"
+         backoff_first_ms, backoff_most_ms, payload_blob, result_blob, reply"
     };
 }
 pub(super) use short_columns;
@@ -105,6 +105,7 @@ pub(super) fn read_task(row: &Row) -> Result<StoredTask, Damaged> {
         deadline_at: row.get(13),
         backoff: Backoff { first_ms: millis(14)?, most_ms: millis(15)? },
         idempotency: None,
+        reply: row.get::<_, Option<&str>>(18).map(Into::into),
     };
     let result = body(row, 9, 17)?;
     Ok(StoredTask {

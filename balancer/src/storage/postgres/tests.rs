@@ -150,6 +150,18 @@ fn a_leader_that_was_cut_off_writes_no_more_once_another_leads() {
 }
 
 #[test]
+fn a_leader_that_hangs_and_keeps_its_connection_does_not_keep_the_lock() {
+    let schema = Schema::new();
+    // As one whose process is stopped: nothing is heard of it, and the system answers for its connection.
+    let mut hangs = schema.lead();
+    let next = schema.lead();
+    assert!(next.epoch() > hangs.epoch());
+    let (_, operation) = accept(&mut TaskIds::new());
+    let fenced = insist(&mut hangs, &[operation]).unwrap_err();
+    assert_eq!(fenced, StoreError::Fenced { ours: hangs.epoch(), current: next.epoch() });
+}
+
+#[test]
 fn a_leader_without_the_lock_is_fenced_by_its_epoch_alone() {
     let schema = Schema::new();
     let mut store = schema.lead();

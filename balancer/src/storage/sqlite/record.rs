@@ -375,6 +375,7 @@ pub(super) fn read_accept(row: &Bytes, offset: u32) -> Result<NewTask, Damaged> 
         deadline_at: task.deadline_at,
         backoff: task.backoff,
         idempotency: task.key.map(|(key, until)| IdempotencyKey { key: row.slice_ref(key), until }),
+        reply: None,
     })
 }
 

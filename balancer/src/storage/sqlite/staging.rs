@@ -74,9 +74,10 @@ impl Stage<'_> {
             // Done to the tables themselves, in the same transaction.
             Operation::RemoveEnded { .. } | Operation::RemoveKeys { .. } => Ok(Answer::Noted),
             // Nobody else can have a task of this store's.
-            Operation::Claim { .. } | Operation::Release { .. } | Operation::Sweep { .. } => {
-                Ok(Answer::Noted)
-            }
+            Operation::Claim { .. }
+            | Operation::Release { .. }
+            | Operation::Settle { .. }
+            | Operation::Sweep { .. } => Ok(Answer::Noted),
         }
     }
 

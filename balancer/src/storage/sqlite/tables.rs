@@ -60,6 +60,7 @@ pub(super) fn read_task(row: &Row<'_>) -> rusqlite::Result<StoredTask> {
         deadline_at: row.get(13)?,
         backoff: Backoff { first_ms: row.get(14)?, most_ms: row.get(15)? },
         idempotency: None,
+        reply: None,
     };
     let result = read_body(row, 9, 17)?;
     Ok(StoredTask {

@@ -491,3 +491,49 @@ fn tasks_of_a_balancer_that_led_alone_are_published_by_those_that_share() {
     assert_eq!(sweep(&mut store)[0].id, id);
     claim(&mut store, id).unwrap();
 }
+
+/// What a step of the sweep finds to be owed.
+fn owed(store: &mut SharedPostgresStore) -> Vec<TaskId> {
+    match one(store, Operation::Sweep { now: wall_clock(), limit: 100 }) {
+        Answer::Swept { owed, .. } => owed,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_outcome_that_is_owed_is_told_by_whoever_recorded_it_and_by_another_once_that_one_is_gone() {
+    let schema = Schema::new();
+    let (mut first, mut second) =
+        (join(&schema, &ShareSettings::default()), join(&schema, &ShareSettings::default()));
+    let mut ids = TaskIds::new();
+    let mut accept = |store: &mut SharedPostgresStore| {
+        let id = ids.next(NOW);
+        let task = NewTask { reply: Some("where\0to".into()), ..NewTask::new(id, "a", "x", NOW) };
+        assert_eq!(one(store, Operation::Accept(task)), Answer::Accepted);
+        id
+    };
+    let (done, cancelled) = (accept(&mut first), accept(&mut first));
+    let claimed = one(&mut first, Operation::Claim { id: done, named: false });
+    assert!(
+        matches!(&claimed, Answer::Claimed { task, .. } if task.task.reply.as_deref() == Some("where\u{FFFD}to")),
+        "{claimed:?}"
+    );
+    // Not while it is open.
+    assert_eq!(owed(&mut second), []);
+    let outcome = Outcome::done(done, 1, wall_clock(), "y");
+    assert_eq!(one(&mut first, Operation::Finish(outcome)), Answer::Recorded);
+    // That one is alive, and tells it.
+    assert_eq!(owed(&mut second), []);
+    let failure = Failure::new(reparto_protocol::ErrorCode::Cancelled, "cancelled");
+    let outcome = Outcome::without_result(cancelled, TaskState::Cancelled, 0, wall_clock(), failure);
+    assert_eq!(one(&mut second, Operation::Finish(outcome)), Answer::Recorded);
+    // Whoever cancels need not know that somebody waits.
+    assert_eq!(owed(&mut first), [cancelled]);
+    assert_eq!(one(&mut first, Operation::Settle { id: cancelled }), Answer::Noted);
+    Box::new(first).close().unwrap();
+    assert_eq!(owed(&mut second), [done]);
+    assert_eq!(one(&mut second, Operation::Settle { id: done }), Answer::Noted);
+    assert_eq!(owed(&mut second), []);
+    let count = schema.client().query_one("SELECT count(*) FROM tasks WHERE reply IS NOT NULL", &[]).unwrap();
+    assert_eq!(count.get::<_, i64>(0), 0);
+}
