@@ -30,7 +30,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Balancer(balancer::Args),
+    // It has far more flags than the others.
+    Balancer(Box<balancer::Args>),
     Worker(worker::Args),
     Submit(submit::Args),
     Get(get::Args),

@@ -276,7 +276,7 @@ fn ten_thousand_sleeps_and_wake_ups_under_random_arrival_lose_none() {
     let mut world = world();
     let client = world.client();
     let workers: Vec<Peer> = (0..5).map(|_| world.puller(&["a", "b"])).collect();
-    let mut asleep: Vec<bool> = workers.iter().map(|worker| world.sleep(*worker) == []).collect();
+    let mut asleep: Vec<bool> = workers.iter().map(|worker| world.sleep(*worker).is_empty()).collect();
     let mut held = vec![Vec::new(); workers.len()];
     let (mut wake_ups, mut answered, mut submitted) = (0, 0, 0);
     while wake_ups < 10_000 {
