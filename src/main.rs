@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("REPARTO_LOG", "warn")).init();
     match cli.command {
-        Command::Balancer(args) => balancer::run(args),
+        Command::Balancer(args) => balancer::run(*args),
         Command::Worker(args) => worker::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Get(args) => get::run(args),
