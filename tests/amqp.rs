@@ -157,7 +157,7 @@ fn a_message_that_comes_twice_with_one_id_runs_once() {
 
 #[test]
 fn outcomes_are_told_whichever_balancer_is_killed_and_though_rabbitmq_was_away() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let program = Program::connect(shared.engines.rabbitmq_url());
     program.declare("orders");
     program.declare("answers");
@@ -306,7 +306,7 @@ fn a_queue_without_answers_ends_a_task_once_it_has_it_and_an_answer_that_never_c
 
 #[test]
 fn tasks_for_such_workers_go_on_after_rabbitmq_was_away() {
-    let mut shared = Shared::start();
+    let shared = Shared::start();
     let url = shared.engines.rabbitmq_url().to_owned();
     let balancer = shared.balancer_with(&["--amqp-worker", "shout=shouts"]);
     let client = Client::connect([balancer.clients.clone()]).unwrap();
