@@ -30,8 +30,11 @@ impl Server {
 
     /// On the data of a former one, or in a folder of its own.
     fn start_on(data: PathBuf, flags: &[&str]) -> Server {
-        let flags = [&["--gearman", "127.0.0.1:0", "--data", data.to_str().unwrap()], flags].concat();
-        let balancer = Balancer::start_with(&flags);
+        let mut command =
+            support::reparto(["balancer", "--clients", "127.0.0.1:0", "--workers", "127.0.0.1:0"]);
+        command.args(["--gearman", "127.0.0.1:0"]).args(flags);
+        command.env_remove("REPARTO_BALANCER_NO_DATA").arg("--data").arg(&data);
+        let balancer = Balancer::from_command(command);
         let address = balancer.address("gearman");
         let (host, port) = address.split_once(':').unwrap();
         Server { host: host.to_owned(), port: port.to_owned(), balancer, data }
@@ -142,7 +145,7 @@ fn a_background_job_runs_though_the_balancer_was_killed_before_there_was_a_worke
     assert!(once_more.contains(&task), "the unique id is kept with the job: {once_more}");
     let _worker = server.worker("cat", &["cat"]);
     let result = support::run(["get", &task, "--wait", "60s", "--balancer", &server.balancer.clients]);
-    assert_eq!(result.success_text(), "hola\n");
+    assert_eq!(result.success_text(), "hola");
 }
 
 #[test]

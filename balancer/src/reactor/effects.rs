@@ -50,7 +50,10 @@ impl<'a> Effects<'a> for Net {
             connection.session.assign_some(action, assignments, &mut connection.output);
         });
         if !open {
-            pass_over(assignments);
+            // It is over, or it is no connection's: what is for such a one is noted.
+            each(assignments, |(assignment, payload)| {
+                self.assign(peer, assignment, Assignment::first(action, payload));
+            });
         }
     }
 
@@ -61,7 +64,7 @@ impl<'a> Effects<'a> for Net {
             connection.session.result_some(results, &mut connection.output);
         });
         if !open {
-            pass_over(results);
+            each(results, |(id, payload)| self.result(peer, id, payload));
         }
     }
 
@@ -70,10 +73,10 @@ impl<'a> Effects<'a> for Net {
     }
 }
 
-/// What is for a connection that is over is done all the same.
+/// Takes what is for no open connection, one by one.
 #[cold]
-fn pass_over<T>(rest: &mut dyn Iterator<Item = T>) {
-    rest.for_each(drop);
+fn each<T>(rest: &mut dyn Iterator<Item = T>, take: impl FnMut(T)) {
+    rest.for_each(take);
 }
 
 impl Outlet for Net {
@@ -196,5 +199,28 @@ impl<D: Decider> Reactor<D> {
         while let Some(peer) = self.net.doomed.pop() {
             self.lost(peer, "it does not read what it is sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::Settings;
+
+    #[test]
+    fn what_comes_together_for_one_who_has_no_connection_is_noted_one_by_one() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let poll = mio::Poll::new().expect("a poll");
+        let mut net = Net::new(poll, (address, address), Settings::default(), None);
+        let insider = Peer::insider(1);
+        let payload = Payload::new(b"x");
+        let mut assignments = (1..=3).map(|number| (AssignmentId(number), payload));
+        net.assign_some(insider, "a", &mut assignments);
+        net.result_some(insider, &mut (1..=2).map(|id| (id, payload)));
+        let mut noted = Vec::new();
+        while let Some(note) = net.take_note() {
+            noted.push(matches!(note, Noted::Assigned(..)));
+        }
+        assert_eq!(noted, [true, true, true, false, false]);
     }
 }
