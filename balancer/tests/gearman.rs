@@ -121,7 +121,9 @@ impl Peer {
                     return Some((parts.next()?, parts.next()?, parts.next()?));
                 }
                 (NO_JOB, _) => {
-                    self.send(PRE_SLEEP, b"");
+                    if self.0.write_all(&packet(PRE_SLEEP, b"")).is_err() {
+                        return None;
+                    }
                     match self.receive()? {
                         (NOOP, _) => {}
                         other => panic!("{other:?}"),
@@ -364,9 +366,10 @@ fn a_worker_killed_under_load_loses_nothing() {
         }
     });
     let stop = Arc::new(AtomicBool::new(false));
+    let has_died = Arc::new(AtomicBool::new(false));
     // Workers that die with a job in hand, one after the other, beside one that lives.
     let killed = {
-        let (stop, address) = (Arc::clone(&stop), served.gearman);
+        let (stop, has_died, address) = (Arc::clone(&stop), Arc::clone(&has_died), served.gearman);
         std::thread::spawn(move || {
             // Nobody dies of the same job twice, so no job uses up its attempts.
             let mut died_of = std::collections::HashSet::new();
@@ -383,6 +386,8 @@ fn a_worker_killed_under_load_loses_nothing() {
                         (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
                     if number < 9 || !died_of.insert(payload.to_vec()) {
                         worker.complete(handle, payload);
+                    } else {
+                        has_died.store(true, Ordering::Relaxed);
                     }
                 }
                 std::thread::sleep(Duration::from_millis(2));
@@ -390,6 +395,11 @@ fn a_worker_killed_under_load_loses_nothing() {
             died_of.len()
         })
     };
+    let since = std::time::Instant::now();
+    while !has_died.load(Ordering::Relaxed) {
+        assert!(since.elapsed() < PATIENCE, "nobody has died with a job in hand");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let (socket, living) = gearman_echo(&served, &["echo"]);
     let mut answers = vec![0; JOBS];
     let mut left = JOBS;

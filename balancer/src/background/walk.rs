@@ -137,7 +137,15 @@ impl Keeper {
         let query =
             Query::OpenTasks { after: self.walk.cursor, limit: room.min(MAX_PAGE), settled: self.walk.first };
         match self.query(query, Pending::Page) {
-            Ok(()) => self.walk.reading = true,
+            Ok(()) => {
+                self.walk.reading = true;
+                // What is on its way to the store may not be seen by the reader yet.
+                for pending in self.pending.values() {
+                    if let Pending::Record { task, .. } = pending {
+                        self.walk.pass_over(*task);
+                    }
+                }
+            }
             Err(_) => self.walk.not_before = now.after(Duration::from_millis(50)),
         }
     }
