@@ -118,8 +118,8 @@ pub(crate) struct Args {
     amqp_queue: Vec<String>,
 
     /// Hand an action's tasks to programs that consume this queue of RabbitMQ, as JSON, and take their answers by
-    /// `reply_to`; with ?reply=no the queue having a task ends it. Behind the ? also in_flight=N [256] and limit=TIME for
-    /// an answer [1h]. Repeatable; needs --bus
+    /// `reply_to`; with ?reply=no the queue having a task ends it. Behind the ? also in_flight=N (256) and limit=TIME for
+    /// an answer (1h). Repeatable; needs --bus
     #[arg(long, value_name = "ACTION=QUEUE", value_delimiter = ',', env = "REPARTO_BALANCER_AMQP_WORKER")]
     amqp_worker: Vec<String>,
 
