@@ -8,22 +8,14 @@ mod support;
 use std::process::Command;
 use std::time::Duration;
 
-use reparto_client::{Accepted, Client, ErrorCode, Fetched, Reply, TaskId};
+use reparto_client::{Client, ErrorCode, Fetched, TaskId};
 use support::sharing::Shared;
-use support::{Balancer, PATIENCE, Process, folder, reparto, wait_until};
+use support::{Balancer, PATIENCE, Process, accepted, folder, hand_in, reparto, wait_until};
 
 /// A client of one balancer, or of the first of several that it reaches.
 fn client(balancers: &[&Balancer]) -> Client {
     let addresses = balancers.iter().map(|balancer| balancer.clients.clone());
     Client::builder().balancers(addresses).reconnect_for(PATIENCE).connect().unwrap()
-}
-
-fn hand_in(client: &Client, payload: &str) -> Reply<Accepted> {
-    client.task("upper").payload(payload.to_owned()).max_attempts(20).submit_background().unwrap()
-}
-
-fn accepted(reply: &Reply<Accepted>) -> TaskId {
-    reply.wait_timeout(PATIENCE).expect("an answer").expect("it is accepted").task_id
 }
 
 /// A task's result, once there is one.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use reparto_client::{Accepted, Client, ErrorCode, Fetched, Reply, TaskId};
 use rustix::process::Signal;
 use support::engines::Engines;
-use support::{Balancer, PATIENCE, Process, folder, reparto, wait_until};
+use support::{Balancer, PATIENCE, Process, accepted, folder, hand_in, reparto, wait_until};
 
 /// A balancer's command with these stores, not started yet.
 fn command(engines: &Engines, flags: &[&str]) -> Command {
@@ -30,14 +30,6 @@ fn command(engines: &Engines, flags: &[&str]) -> Command {
 /// A client that finds the leader among these, however long one is to be waited for.
 fn client(balancers: &[&str]) -> Client {
     Client::builder().balancers(balancers.iter().copied()).reconnect_for(PATIENCE).connect().unwrap()
-}
-
-fn hand_in(client: &Client, payload: &str) -> Reply<Accepted> {
-    client.task("upper").payload(payload.to_owned()).max_attempts(20).submit_background().unwrap()
-}
-
-fn accepted(reply: &Reply<Accepted>) -> TaskId {
-    reply.wait_timeout(PATIENCE).expect("an answer").expect("it is accepted").task_id
 }
 
 /// Fetches a result, from whichever balancer leads by then.

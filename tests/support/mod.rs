@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use reparto_bench::engines::runs;
-use reparto_client::{Client, Status, WorkerStatus};
+use reparto_client::{Accepted, Client, Reply, Status, TaskId, WorkerStatus};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a test waits for anything, whatever the machine. Reached only by a test that fails.
@@ -26,6 +26,16 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at a condition.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Hands a background task of `upper` in, which may be tried often.
+pub fn hand_in(client: &Client, payload: &str) -> Reply<Accepted> {
+    client.task("upper").payload(payload.to_owned()).max_attempts(20).submit_background().unwrap()
+}
+
+/// The id of a task that is accepted.
+pub fn accepted(reply: &Reply<Accepted>) -> TaskId {
+    reply.wait_timeout(PATIENCE).expect("an answer").expect("it is accepted").task_id
+}
 
 /// Waits until `condition` gives a value.
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {

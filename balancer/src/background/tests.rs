@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use super::*;
 use crate::scheduler::{AssignmentId, Config, Effects, Finish, Registration, StoreAnswer};
-use crate::storage::{Answer, Page, Store, StoreReader};
+use crate::storage::testing::Nothing;
+use crate::storage::{Answer, Store, StoreReader};
 
 /// How long a test waits for the storage's threads.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,8 +32,6 @@ pub(super) enum Can {
 struct Obedient {
     can: Arc<AtomicU8>,
 }
-
-struct Nothing;
 
 impl Store for Obedient {
     fn apply(&mut self, operations: &[Operation], answers: &mut Vec<Answer>) -> Result<(), StoreError> {
@@ -69,21 +68,6 @@ impl Store for Obedient {
     }
     fn close(self: Box<Self>) -> Result<(), StoreError> {
         Ok(())
-    }
-}
-
-impl StoreReader for Nothing {
-    fn fetch(&mut self, _: TaskId) -> Result<Option<StoredTask>, StoreError> {
-        Ok(None)
-    }
-    fn open_tasks(&mut self, _: Option<TaskId>, _: usize) -> Result<Page, StoreError> {
-        Ok(Page { tasks: vec![], next: None })
-    }
-    fn list(&mut self, _: &Filter, _: Option<TaskId>, _: usize) -> Result<Page, StoreError> {
-        Ok(Page { tasks: vec![], next: None })
-    }
-    fn history(&mut self, _: TaskId) -> Result<Vec<FailedAttempt>, StoreError> {
-        Ok(vec![])
     }
 }
 

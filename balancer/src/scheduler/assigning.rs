@@ -56,16 +56,34 @@ impl Scheduler {
         effects.assign(peer, self.assignment_id(task), self.details(task));
     }
 
-    /// Moves a task, which is nowhere, to a worker, as a new attempt. Says who that is.
+    /// Writes down that a worker has a task, which is nowhere, as a new attempt. Says who that is.
     #[inline(always)]
-    pub(super) fn move_to(&mut self, task: u32, worker: u32) -> Peer {
+    pub(super) fn hold(&mut self, task: u32, worker: u32) -> Peer {
         self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
         let row = &mut self.tasks[task];
         row.attempt_tag = self.attempt_tag;
         row.put(Place::Held(worker));
         row.recalled = false;
-        let (bytes, is_usual, action) = (row.payload.len(), row.is_usual(), row.action);
-        if !is_usual {
+        self.actions[row.action].running += 1;
+        let bytes = row.payload.len();
+        let row = &mut self.workers[worker];
+        row.held.add(AssignmentId::new(self.attempt_tag, task));
+        row.in_flight += 1;
+        row.bytes += bytes;
+        row.peer
+    }
+
+    /// Moves a task, which is nowhere, to a worker that has room, as a new attempt. Says who that is.
+    #[inline(always)]
+    pub(super) fn move_to(&mut self, task: u32, worker: u32) -> Peer {
+        debug_assert!(
+            self.workers[worker].has_room()
+                || self.workers[worker].puller.is_some() && self.workers[worker].takes_another(),
+            "worker '{}' is given a task over its credits",
+            self.workers[worker].id
+        );
+        let peer = self.hold(task, worker);
+        if !self.tasks[task].is_usual() {
             // The limit on its waiting is met; its deadline stays.
             self.wheel.clear(&mut self.tasks, task);
             let deadline = self.tasks.deadline(task);
@@ -76,17 +94,7 @@ impl Scheduler {
                 self.arm_background(task);
             }
         }
-        let row = &mut self.workers[worker];
-        debug_assert!(
-            row.has_room() || row.puller.is_some() && row.takes_another(),
-            "worker '{}' is given a task over its credits",
-            row.id
-        );
-        row.held.add(AssignmentId::new(self.attempt_tag, task));
-        row.in_flight += 1;
-        row.bytes += bytes;
-        let peer = row.peer;
-        self.actions[action].running += 1;
+        let row = &self.workers[worker];
         if row.in_flight == row.threads + 1 {
             let stall_at = self.now.after(STALL);
             if stall_at < self.workers[worker].check_at {

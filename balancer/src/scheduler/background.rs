@@ -295,19 +295,8 @@ impl Scheduler {
 
     /// A worker has a task, which is nowhere, already. That may be more than its credits.
     fn adopt<'a>(&mut self, task: u32, worker: u32, effects: &mut impl Effects<'a>) {
-        self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
-        let row = &mut self.tasks[task];
-        row.attempt_tag = self.attempt_tag;
-        row.put(Place::Held(worker));
-        row.recalled = false;
-        let (bytes, action) = (row.payload.len(), row.action);
+        let peer = self.hold(task, worker);
         self.arm_background(task);
-        let row = &mut self.workers[worker];
-        row.held.add(super::AssignmentId::new(self.attempt_tag, task));
-        row.in_flight += 1;
-        row.bytes += bytes;
-        let peer = row.peer;
-        self.actions[action].running += 1;
         self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
         let details = super::Assignment { held: true, ..self.details(task) };
         effects.assign(peer, self.assignment_id(task), details);

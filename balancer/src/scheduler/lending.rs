@@ -71,18 +71,7 @@ impl Scheduler {
 
     fn lend_one<'a>(&mut self, task: u32, worker: u32, effects: &mut impl Effects<'a>) {
         self.unqueue(task);
-        self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
-        let row = &mut self.tasks[task];
-        row.attempt_tag = self.attempt_tag;
-        row.put(Place::Held(worker));
-        row.recalled = false;
-        let (bytes, action) = (row.payload.len(), row.action);
-        let row = &mut self.workers[worker];
-        row.held.add(AssignmentId::new(self.attempt_tag, task));
-        row.in_flight += 1;
-        row.bytes += bytes;
-        let peer = row.peer;
-        self.actions[action].running += 1;
+        let peer = self.hold(task, worker);
         effects.assign(peer, self.assignment_id(task), self.details(task));
     }
 

@@ -24,6 +24,8 @@ pub use durability::{Durability, NotADurability};
 pub use folder::DataFolder;
 pub use postgres::{Heard, Hearing, Listener, PostgresStore, ShareSettings, SharedPostgresStore, Standby};
 pub use sqlite::{DATABASE_FILE, SqliteCounts, SqliteStore};
+#[cfg(test)]
+pub(crate) use store::testing;
 pub use store::{
     Answer, Filter, MAX_INLINE_LEN, MAX_PAGE, MAX_PAGE_BYTES, Operation, Page, Store, StoreError,
     StoreReader, ToPublish,

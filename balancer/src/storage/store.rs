@@ -424,3 +424,29 @@ impl StoreError {
 fn process(holder: &Option<u32>) -> String {
     holder.map_or_else(String::new, |id| format!(" (process {id})"))
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! What stores that are only played need.
+
+    use super::*;
+
+    /// A reader of a store in which there is nothing.
+    #[derive(Debug)]
+    pub(crate) struct Nothing;
+
+    impl StoreReader for Nothing {
+        fn fetch(&mut self, _: TaskId) -> Result<Option<StoredTask>, StoreError> {
+            Ok(None)
+        }
+        fn open_tasks(&mut self, _: Option<TaskId>, _: usize) -> Result<Page, StoreError> {
+            Ok(Page { tasks: vec![], next: None })
+        }
+        fn list(&mut self, _: &Filter, _: Option<TaskId>, _: usize) -> Result<Page, StoreError> {
+            Ok(Page { tasks: vec![], next: None })
+        }
+        fn history(&mut self, _: TaskId) -> Result<Vec<FailedAttempt>, StoreError> {
+            Ok(vec![])
+        }
+    }
+}

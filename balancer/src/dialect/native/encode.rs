@@ -137,6 +137,7 @@ pub fn assign_some<'p>(
     assignments: &mut impl Iterator<Item = (AssignmentId, Payload<'p>)>,
     out: &mut Output,
 ) {
+    // It was read from a frame, which has a name of an action or is none.
     let Some(heads) = AlikeHeads::assign_task(action) else { return };
     for (id, payload) in assignments {
         heads.put(id.0, payload.len(), out.buffer());

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::storage::conformance::NOW;
+use crate::storage::testing::Nothing;
 use crate::storage::{
     BlobError, Durability, FileBlobs, NewTask, Outcome, SqliteStore, StoreReader, TaskIds, TaskState,
 };
@@ -180,8 +181,6 @@ struct Away {
     fails_for_good: bool,
 }
 
-struct Nothing;
-
 impl Store for Away {
     fn apply(&mut self, operations: &[Operation], answers: &mut Vec<Answer>) -> Result<(), StoreError> {
         if self.fails_for_good {
@@ -205,21 +204,6 @@ impl Store for Away {
     }
     fn close(self: Box<Self>) -> Result<(), StoreError> {
         Ok(())
-    }
-}
-
-impl StoreReader for Nothing {
-    fn fetch(&mut self, _: TaskId) -> Result<Option<StoredTask>, StoreError> {
-        Ok(None)
-    }
-    fn open_tasks(&mut self, _: Option<TaskId>, _: usize) -> Result<Page, StoreError> {
-        Ok(Page { tasks: vec![], next: None })
-    }
-    fn list(&mut self, _: &Filter, _: Option<TaskId>, _: usize) -> Result<Page, StoreError> {
-        Ok(Page { tasks: vec![], next: None })
-    }
-    fn history(&mut self, _: TaskId) -> Result<Vec<FailedAttempt>, StoreError> {
-        Ok(vec![])
     }
 }
 
