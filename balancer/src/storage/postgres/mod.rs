@@ -180,7 +180,7 @@ impl PostgresStore {
         }
     }
 
-    fn write(&mut self, operations: &[Operation]) -> Result<Vec<Answer>, Failed> {
+    fn write(&mut self, operations: &[Operation]) -> Result<Vec<Answer>, Failed<i64>> {
         let Some(Session { client, statements }) = &mut self.session else { return Ok(Vec::new()) };
         let mut transaction = client.transaction()?;
         let count = statements
@@ -235,21 +235,21 @@ fn answer_all(
 }
 
 /// Why a transaction was given up.
-enum Failed {
+enum Failed<Other> {
     Batch(BatchError),
-    /// Another leads, under this epoch.
-    Fenced(i64),
-    /// Somebody else has counted a batch under our epoch.
+    /// What we write under is not ours any more; whose it is.
+    Fenced(Other),
+    /// Somebody else has counted a batch under it.
     Counted(i64),
 }
 
-impl From<postgres::Error> for Failed {
+impl<Other> From<postgres::Error> for Failed<Other> {
     fn from(error: postgres::Error) -> Self {
         Failed::Batch(BatchError::Postgres(error))
     }
 }
 
-impl From<BatchError> for Failed {
+impl<Other> From<BatchError> for Failed<Other> {
     fn from(error: BatchError) -> Self {
         Failed::Batch(error)
     }

@@ -23,7 +23,7 @@ use super::listener::{self, Hearing};
 use super::reader::PostgresReader;
 use super::session::{Address, Session, Statements};
 use super::sweep::{self, Sweeping};
-use super::{Pending, Standby, change_tables};
+use super::{Failed, Pending, Standby, change_tables};
 use crate::storage::store::{Answer, Operation, Store, StoreError, StoreReader};
 use crate::storage::task::TaskId;
 
@@ -81,25 +81,8 @@ impl std::fmt::Debug for SharedPostgresStore {
     }
 }
 
-/// Why a transaction was given up.
-enum Failed {
-    Batch(BatchError),
-    /// We were fenced, and are nobody under our number.
-    Fenced,
-    Counted(i64),
-}
-
-impl From<postgres::Error> for Failed {
-    fn from(error: postgres::Error) -> Self {
-        Failed::Batch(BatchError::Postgres(error))
-    }
-}
-
-impl From<BatchError> for Failed {
-    fn from(error: BatchError) -> Self {
-        Failed::Batch(error)
-    }
-}
+/// Under the number that we had: nobody is known by it any more.
+struct Nobody;
 
 impl SharedPostgresStore {
     /// Joins the balancers that share a database, brings the tables up to this release's version, and returns the
@@ -182,7 +165,7 @@ impl SharedPostgresStore {
                 self.renewed_at = Instant::now();
                 Ok(answers)
             }
-            Err(Failed::Fenced) => {
+            Err(Failed::Fenced(Nobody)) => {
                 self.begin_anew()?;
                 Err(StoreError::Unavailable { reason: format!("{}: the lease has run out", address.place) })
             }
@@ -194,7 +177,7 @@ impl SharedPostgresStore {
         }
     }
 
-    fn write(&mut self, operations: &[Operation]) -> Result<Vec<Answer>, Failed> {
+    fn write(&mut self, operations: &[Operation]) -> Result<Vec<Answer>, Failed<Nobody>> {
         let id = self.id();
         // Whether others' leases can have run out while the database was away, and they not have renewed them yet.
         let may_fence = self.in_touch_since.is_some_and(|since| since.elapsed() >= self.settings.lease);
@@ -209,7 +192,7 @@ impl SharedPostgresStore {
         if transaction.execute(&count, &[&id, &self.batch, &lease])? == 0 {
             let row = transaction.query_opt("SELECT batch, fenced FROM balancers WHERE id = $1", &[&id])?;
             let Some((batch, fenced)) = row.map(|row| (row.get::<_, i64>(0), row.get::<_, bool>(1))) else {
-                return Err(Failed::Fenced);
+                return Err(Failed::Fenced(Nobody));
             };
             // Committed after all, when its answer was lost.
             if batch == self.batch + 1
@@ -218,7 +201,7 @@ impl SharedPostgresStore {
                 self.walked = pending.walked;
                 return Ok(pending.answers);
             }
-            return Err(if fenced { Failed::Fenced } else { Failed::Counted(batch) });
+            return Err(if fenced { Failed::Fenced(Nobody) } else { Failed::Counted(batch) });
         }
         let mut work = Work {
             writer: Writer::Sharing { id, again: self.again },
