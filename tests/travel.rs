@@ -145,3 +145,30 @@ fn a_client_that_leaves_cancels_what_has_travelled() {
     drop((task, at_first));
     wait_until("its worker has ended it", || !runs(running));
 }
+
+#[test]
+fn a_handler_is_told_which_attempt_it_is_wherever_that_runs() {
+    let shared = Shared::start();
+    let (first, second) = (shared.balancer(), shared.balancer());
+    let third_time = "third=[ \"$REPARTO_ATTEMPT\" = 3 ] || exit 75; echo third";
+    let _there = second.worker_with(&["--id", "luis", "--exec", third_time]);
+    let at_first = client(&first);
+    assert_eq!(submit(&at_first, "third", "x").wait().unwrap(), "third\n");
+    let twice = at_first.task("third").payload("x").max_attempts(2).submit().unwrap();
+    assert_eq!(twice.wait().unwrap_err().code, ErrorCode::AttemptsExhausted);
+}
+
+#[test]
+fn what_a_balancer_had_lent_is_ended_soon_after_it_was_killed() {
+    let shared = Shared::start();
+    let (first, second) = (shared.balancer(), shared.balancer());
+    let pid = folder().join("pid");
+    let work = format!("work=echo $$ >'{}'; exec sleep 600", pid.display());
+    let _there = second.worker_with(&["--id", "luis", "--threads", "1", "--exec", &work]);
+    let at_first = client(&first);
+    let _task = submit(&at_first, "work", "x");
+    let running = pid_from(&pid);
+    first.process.kill();
+    // Nobody waits for it any more.
+    wait_until("its worker has ended it", || !runs(running));
+}

@@ -47,6 +47,9 @@ pub enum QueueKind {
     Durable,
     /// Ours, its messages in memory, gone when nobody has used it for a while; made when it is first used.
     Transient,
+    /// Ours, consumed by this process alone, whose messages come from others; gone soon after it is consumed no more.
+    /// Made when it is consumed.
+    Inbox,
     /// Ours alone, in memory, gone with the consuming connection; made when it is consumed.
     Own,
     /// Shared with other programs: durable; made if it is not there, and otherwise taken as they have made it.
@@ -327,6 +330,12 @@ impl Bus {
     pub(crate) fn given_back(&self) -> Vec<Tag> {
         let tag = |said: &Consuming| if let Consuming::Return(tag) = said { Some(*tag) } else { None };
         self.consuming.iter().filter_map(tag).collect()
+    }
+
+    /// What was published since the last [`flush`](Self::flush).
+    #[cfg(test)]
+    pub(crate) fn published(&self) -> Vec<Message> {
+        self.outgoing.iter().map(|(_, message)| message.clone()).collect()
     }
 
     /// Tells the threads all that was said since the last time.

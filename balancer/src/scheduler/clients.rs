@@ -92,11 +92,23 @@ impl Scheduler {
     }
 
     /// Takes a task in: to a worker with room, or else into its queue; or refuses it.
-    #[inline(never)]
+    #[inline]
     pub(super) fn submit<'a>(
         &mut self,
         client: u32,
         submission: &Submission<'_>,
+        effects: &mut impl Effects<'a>,
+    ) {
+        self.submit_after(client, submission, 0, effects);
+    }
+
+    /// The same, of a task of which so many attempts were spent elsewhere.
+    #[inline(never)]
+    pub(super) fn submit_after<'a>(
+        &mut self,
+        client: u32,
+        submission: &Submission<'_>,
+        spent: u8,
         effects: &mut impl Effects<'a>,
     ) {
         let (action, shared) = match self.admit(client, submission) {
@@ -126,7 +138,7 @@ impl Scheduler {
         (row.client, row.client_id) = (client, submission.id);
         (row.action, row.since) = (action, self.now);
         row.priority = submission.priority.min(limits::MAX_PRIORITY);
-        row.max_attempts = submission.max_attempts.max(1);
+        (row.spent, row.max_attempts) = (spent, submission.max_attempts.max(1));
         if let Some(deadline) = submission.deadline {
             self.tasks.set_deadline(task, self.now.after(deadline));
         }

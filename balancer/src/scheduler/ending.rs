@@ -10,6 +10,9 @@ use super::slab::{List, NONE};
 use super::task::{Place, Task, WaiterLink};
 use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping, Time};
 
+/// What is said of a task that its worker has had for longer than it allows.
+pub const RAN_TOO_LONG: &str = "it ran longer than its worker allows for this action";
+
 /// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
 const ROWS_A_STEP: usize = 16;
 
@@ -155,7 +158,7 @@ impl Scheduler {
         let waited = self.now.since(row.since).as_millis();
         let message = match row.place() {
             _ if self.tasks.deadline(task) <= self.now => self.late(task),
-            Place::Held(_) => "it ran longer than its worker allows for this action".into(),
+            Place::Held(_) => RAN_TOO_LONG.into(),
             _ if self.actions[row.action].offers.workers == 0 => {
                 format!("no worker offered '{}' within {waited} ms", self.actions[row.action].name)
             }

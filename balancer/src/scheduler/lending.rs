@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::choice::Change;
 use super::task::{Place, Task};
 use super::wheel::NO_SLOT;
-use super::{AssignmentId, Effects, Peer, Role, Scheduler, Time};
+use super::{AssignmentId, Effects, Peer, Role, Scheduler, Submission, Time};
 
 /// Tasks of an action that are looked at in search of some to lend.
 const MOST_LOOKED_AT: usize = 1024;
@@ -117,18 +117,36 @@ impl Scheduler {
         }
     }
 
-    /// Whether a worker here would be given a task of this action at once.
+    /// Takes in what another balancer has lent, for the client `peer`: this attempt and no other, of which its worker is
+    /// told the number that its lender has given it.
+    pub fn host<'a>(
+        &mut self,
+        now: Time,
+        peer: Peer,
+        task: Submission<'_>,
+        attempt: u8,
+        effects: &mut impl Effects<'a>,
+    ) {
+        self.now = self.now.max(now);
+        let Role::Client(client) = self.role(peer) else { return };
+        let attempt = attempt.max(1);
+        let task = Submission { max_attempts: attempt, ..task };
+        self.submit_after(client, &task, attempt - 1, effects);
+    }
+
+    /// Whether a worker here would be given a task of this action at once, or sleeps and would be woken for it.
     pub fn has_room_for(&self, action: &str) -> bool {
         let Some(row) = self.find_action(action).map(|action| &self.actions[action]) else { return false };
-        self.stopping.is_none() && row.queue.is_empty() && self.choice.pick(&row.offers).is_some()
+        let somebody = || self.choice.pick(&row.offers).or_else(|| self.choice.pick_asleep(&row.offers));
+        self.stopping.is_none() && row.queue.is_empty() && somebody().is_some()
     }
 
     /// For each action that workers here offer: how many tasks of it they would be given at once. A worker that offers
-    /// several actions counts for each.
+    /// several actions counts for each, and one that sleeps as one task.
     pub fn free_room(&self) -> Vec<(&str, usize)> {
         let mut room: HashMap<u32, usize> = HashMap::new();
         for (_, worker) in self.workers.iter() {
-            let free = worker.free_room();
+            let free = worker.free_room() + usize::from(worker.may_be_woken());
             for action in self.choice.actions(worker.group) {
                 *room.entry(*action).or_default() += free;
             }
@@ -140,7 +158,8 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{Config, Effect, Event, Finish, Payload, Registration, Submission};
+    use crate::scheduler::{Config, Effect, Event, Finish, Payload, Pull, Registration};
+    use reparto_protocol::ErrorCode;
 
     const CLIENT: Peer = Peer { index: 0, generation: 1 };
     const WORKER: Peer = Peer { index: 1, generation: 1 };
@@ -285,6 +304,33 @@ mod tests {
         bench.0.assert_invariants();
         let expired = bench.tick(140_000);
         assert!(expired.iter().any(|effect| matches!(effect, Effect::Fail { id: 1, .. })), "{expired:?}");
+    }
+
+    #[test]
+    fn a_worker_that_sleeps_until_there_is_a_task_is_room_and_its_run_is_the_lenders_attempt() {
+        let mut bench = Bench::new();
+        bench.at(0, Event::PullerJoined { peer: WORKER, from: None });
+        bench.at(0, Event::Pull { peer: WORKER, pull: Pull::CanDo { action: "a", limit: None } });
+        assert!(!bench.0.has_room_for("a"));
+        bench.at(0, Event::Pull { peer: WORKER, pull: Pull::Sleep });
+        assert!(bench.0.has_room_for("a"));
+        assert_eq!(bench.0.free_room(), [("a", 1)]);
+        let mut effects: Vec<Effect<'static>> = Vec::new();
+        let task = Submission::new(7, "a", Payload::new(b"x"));
+        bench.0.host(Time(1000), GUESTS, task, 3, &mut effects);
+        assert_eq!(effects, [Effect::Wake { peer: WORKER }]);
+        assert!(!bench.0.has_room_for("a"));
+        let given = bench.at(2, Event::Pull { peer: WORKER, pull: Pull::Grab { form: 0 } });
+        let [Effect::Assign { assignment, .. }] = given[..] else { panic!("{given:?}") };
+        assert_eq!(bench.0.assignment(assignment).map(|details| details.attempt), Some(3));
+        let finish = Finish::Retry("so");
+        let payload = Payload::EMPTY;
+        let ended =
+            bench.at(3, Event::Finished { peer: WORKER, assignment, finish, service_ns: None, payload });
+        assert!(
+            matches!(ended[..], [Effect::Fail { peer: GUESTS, code: ErrorCode::AttemptsExhausted, .. }]),
+            "{ended:?}"
+        );
     }
 
     #[test]

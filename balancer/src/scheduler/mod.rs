@@ -89,6 +89,7 @@ pub use api::*;
 use choice::{Choice, HasOffers, Offers};
 use clients::{Client, MOST_WAITERS};
 pub use effects::Effects;
+pub use ending::RAN_TOO_LONG;
 pub use payload::Payload;
 use payload::Store;
 use pulling::Wish;

@@ -8,6 +8,7 @@
 mod background;
 mod books;
 mod lanes;
+mod lending;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,7 +25,9 @@ const STEPS: usize = 400;
 const ACTIONS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// What must happen at least once in so many seeds, or the simulation has lost its teeth.
-const MUST_BE_SEEN: [&str; 20] = [
+const MUST_BE_SEEN: [&str; 22] = [
+    "lent",
+    "came back",
     "woken",
     "asked in vain",
     "given what it asked for",
@@ -127,6 +130,10 @@ impl Simulation {
 
     /// Runs to the end. Says what came out, folded, and what has happened on the way.
     fn run(mut self) -> (u64, BTreeSet<&'static str>) {
+        // Whoever speaks for other balancers is on this side of the fronts.
+        if self.lanes.is_none() && self.random.bool() {
+            self.others_join();
+        }
         for _ in 0..STEPS {
             self.step();
         }
@@ -163,6 +170,7 @@ impl Simulation {
             80..88 => self.pullers_act(),
             88..91 => self.tells_nonsense(),
             91..92 => self.balancer_stands_still(),
+            92..95 => self.lends_or_takes_back(),
             _ => self.time_passes(),
         }
     }
@@ -178,7 +186,7 @@ impl Simulation {
     }
 
     fn client_leaves(&mut self) {
-        let Some(peer) = self.any_client() else { return };
+        let Some(peer) = self.any_client().filter(|peer| !peer.is_insider()) else { return };
         if self.scheduler.waiters.iter().any(|(_, waiter)| self.scheduler.clients[waiter.client].peer == peer)
         {
             self.books.seen.insert("left a shared task");
@@ -291,7 +299,7 @@ impl Simulation {
     }
 
     fn worker_changes(&mut self) {
-        if let Some(peer) = self.any_worker(|worker| worker.pulls.is_none()) {
+        if let Some(peer) = self.any_worker(|worker| worker.pulls.is_none() && !worker.lends) {
             let another_id = self.random.u8(..20) == 0;
             let id = if another_id { "another".to_owned() } else { self.books.workers[&peer].id.clone() };
             self.register(peer, &id);
@@ -334,7 +342,7 @@ impl Simulation {
     }
 
     fn worker_leaves(&mut self) {
-        if let Some(peer) = self.any_worker(|_| true) {
+        if let Some(peer) = self.any_worker(|worker| !worker.lends) {
             self.books.worker_lost(peer);
             self.departs(peer);
             self.handle(Event::Gone { peer });
@@ -342,7 +350,7 @@ impl Simulation {
     }
 
     fn worker_hangs_or_wakes(&mut self) {
-        let Some(peer) = self.any_worker(|_| true) else { return };
+        let Some(peer) = self.any_worker(|worker| !worker.lends) else { return };
         let Some(worker) = self.books.workers.get_mut(&peer) else { return };
         worker.hangs = !worker.hangs;
         if !worker.hangs {
@@ -351,7 +359,7 @@ impl Simulation {
     }
 
     fn worker_drains_or_resumes(&mut self) {
-        let Some(peer) = self.any_worker(|worker| worker.pulls.is_none()) else { return };
+        let Some(peer) = self.any_worker(|worker| worker.pulls.is_none() && !worker.lends) else { return };
         let Some(worker) = self.books.workers.get_mut(&peer) else { return };
         worker.draining = !worker.draining;
         let resume = !worker.draining;

@@ -18,14 +18,14 @@ const CONSUMER: u64 = 7;
 const TASK: TaskId = TaskId([1; 16]);
 
 /// A bench that shares over a bus that takes connections and says nothing on them, so that it is in no trouble yet.
-struct Shared {
+pub(super) struct Shared {
     // Closed before the bus ends, which would wait for it.
     _silent: TcpListener,
-    bench: Bench,
+    pub(super) bench: Bench,
 }
 
 impl Shared {
-    fn new() -> Shared {
+    pub(super) fn new() -> Shared {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let bus = format!("amqp://nobody:x@{}", silent.local_addr().unwrap());
         let opened = OpenedSharing {
@@ -37,7 +37,7 @@ impl Shared {
         Shared { _silent: silent, bench: Bench::new(Some(start(opened, &wake).unwrap())) }
     }
 
-    fn sharing(&mut self) -> &mut Sharing {
+    pub(super) fn sharing(&mut self) -> &mut Sharing {
         self.bench.keeper.sharing.as_mut().unwrap()
     }
 

@@ -273,6 +273,11 @@ impl Sharing {
         self.bus.flush();
     }
 
+    /// The same while the balancer stops.
+    pub(super) fn next_time_stopping(&self) -> Time {
+        self.look_at.min(self.posts.next_time().unwrap_or(Time(u64::MAX)))
+    }
+
     /// When there is next something to do that depends on the time alone.
     pub(super) fn next_time(&self) -> Time {
         let sweep = if self.is_sweeping { Time(u64::MAX) } else { self.sweep_at };

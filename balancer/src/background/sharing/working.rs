@@ -63,7 +63,7 @@ impl Keeper {
         self.hear(scheduler, now, out);
         self.bring_in_delayed(scheduler, now, out);
         if self.stopping {
-            return;
+            return self.go_on_travelling(scheduler, now, out);
         }
         self.look_at_room(scheduler, now, out);
         self.take_in();

@@ -30,6 +30,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// A transient queue that nobody uses is removed after this time.
 const UNUSED: Duration = Duration::from_secs(3600);
+/// An inbox that its owner does not consume is removed after this time: whoever writes to it then learns that he is gone.
+const UNREAD: Duration = Duration::from_secs(20);
 /// Longest text of a message's properties that is taken, in bytes.
 const MOST_TEXT: usize = 4096;
 /// Most texts of its sender's that are taken.
@@ -166,6 +168,8 @@ fn describe(error: &amiquip::Error) -> String {
         | amiquip::Error::IoErrorReadingSocket { source }
         | amiquip::Error::IoErrorWritingSocket { source } => source.to_string(),
         amiquip::Error::UrlNoSocketAddrs { .. } => "its host has no address".to_owned(),
+        #[cfg(feature = "amqps")]
+        amiquip::Error::TlsHandshake { source } => format!("TLS with it is not to be had: {source}"),
         amiquip::Error::InvalidCredentials => "it refuses the user or the password".to_owned(),
         amiquip::Error::ConnectionTimeout => "it does not answer".to_owned(),
         amiquip::Error::UnexpectedSocketClose => "it has closed the connection".to_owned(),
@@ -322,11 +326,12 @@ fn options(kind: QueueKind, server: &FieldTable) -> Option<QueueDeclareOptions> 
         }
         // Of the server's usual kind, as most programs make theirs.
         QueueKind::Public => options.durable = true,
-        QueueKind::Transient => {
+        QueueKind::Transient | QueueKind::Inbox => {
             // The queue outlives a restart of the server, its messages do not; queues that do not are on their way out of
             // RabbitMQ.
             options.durable = true;
-            let unused = i32::try_from(UNUSED.as_millis()).unwrap_or(i32::MAX);
+            let unused = if kind == QueueKind::Inbox { UNREAD } else { UNUSED };
+            let unused = i32::try_from(unused.as_millis()).unwrap_or(i32::MAX);
             options.arguments.insert("x-expires".into(), AmqpValue::LongInt(unused));
         }
         QueueKind::Own => {

@@ -49,6 +49,8 @@ pub(super) struct SimWorker {
     pub(super) hands_back: bool,
     /// It asks for its tasks.
     pub(super) pulls: Option<SimPuller>,
+    /// It is all other balancers, and is given what it does not offer.
+    pub(super) lends: bool,
 }
 
 /// What the outside knows of a worker that asks for its tasks.
@@ -125,6 +127,21 @@ impl Books {
         task.spent = task.spent.saturating_add(1);
     }
 
+    /// Another balancer has a task that was lent: it does not wait any more.
+    pub(super) fn taken(&mut self, serial: u64) {
+        self.tasks.entry(serial).and_modify(|task| task.waits_until = Time(u64::MAX));
+    }
+
+    /// A task that was lent waits here again, as long as it might before or, had it been taken, until then.
+    pub(super) fn waits_anew(&mut self, serial: u64, until: Time) {
+        let was_taken = |task: &SimTask| task.waits_until == Time(u64::MAX);
+        self.tasks.entry(serial).and_modify(|task| {
+            if was_taken(task) {
+                task.waits_until = until;
+            }
+        });
+    }
+
     /// Holds an effect against what is known, and writes it down.
     pub(super) fn note(&mut self, note: Note<'_>) {
         let Note { effect, details, now } = note;
@@ -140,6 +157,10 @@ impl Books {
                     return;
                 }
                 let at = at.expect("a cancel is for what the worker holds");
+                if worker.lends {
+                    // Whoever speaks for them ends it at once.
+                    self.replies.push(Reply::HandBack(peer, assignment));
+                }
                 if recall {
                     assert!(self.late || at >= worker.threads as usize, "what can be running is recalled");
                     assert!(!worker.holds[at].recalled, "it is recalled twice");
@@ -221,7 +242,7 @@ impl Books {
         assert!(self.late || details.attempt == task.spent + 1, "attempts are counted");
         let worker = self.workers.get_mut(&peer).expect("a task is given to a worker that is there");
         if !self.late {
-            assert!(worker.actions.contains(&task.action), "it does not offer the action");
+            assert!(worker.lends || worker.actions.contains(&task.action), "it does not offer the action");
             assert!(!worker.asked, "a worker that may be lost is given a task");
             assert!(!worker.draining, "a draining worker is given a task");
         }

@@ -4,14 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use reparto_protocol::cut;
+use bytes::Bytes;
+use reparto_protocol::{ErrorCode, cut};
 
 use super::super::Sharing;
 use super::wire::{Letter, Said, Task};
 use super::{ALIVE, AtDoor, Guest};
 use crate::background::{Answered, Keeper, Outlet, Pending};
 use crate::bus::Delivery;
-use crate::scheduler::{Event, Payload, Scheduler, Submission, Time};
+use crate::scheduler::{Event, Payload, RAN_TOO_LONG, Scheduler, Submission, Time};
 
 /// How long a task that was lent to this balancer waits for a worker here. There was one when it came.
 const WAIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -92,7 +93,13 @@ impl Keeper {
         }
     }
 
-    fn welcome<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, arrived: &AtDoor, out: &mut E) {
+    pub(super) fn welcome<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        arrived: &AtDoor,
+        out: &mut E,
+    ) {
         let Some(sharing) = &mut self.sharing else { return };
         sharing.bus.take(arrived.delivery.tag);
         let Some(task) = Task::read(&arrived.delivery) else {
@@ -103,6 +110,14 @@ impl Keeper {
         if travel.by_origin.contains_key(&origin) {
             // Its message has come twice.
             return;
+        }
+        if task.payload.len() > self.max_payload {
+            // No balancer with this limit can run it, and its lender would lend it again and again.
+            let (bytes, most) = (task.payload.len(), self.max_payload);
+            let message =
+                format!("it has {bytes} bytes, and {most} is the limit (--max-frame) where it was lent to");
+            let said = Said::Failed { code: ErrorCode::PayloadTooLarge, message, payload: Bytes::new() };
+            return self.write_home(&task.lender, task.number, said);
         }
         travel.next_guest += 1;
         let id = travel.next_guest;
@@ -117,11 +132,9 @@ impl Keeper {
             priority: task.priority,
             deadline: task.deadline,
             wait: Some(WAIT),
-            // The lender counts.
-            max_attempts: 1,
             ..Submission::new(id, &task.action, Payload::from(&task.payload))
         };
-        scheduler.handle(now, Event::Submit { peer, task: submission }, out);
+        scheduler.host(now, peer, submission, task.attempt, out);
     }
 
     /// Says something to a task's lender.
@@ -140,6 +153,9 @@ impl Keeper {
         let said = match answered {
             Answered::Done(result) => Said::Done(result),
             Answered::Failed { code, message, payload } => {
+                // It has run, so it must not come back to its lender as if it had not.
+                let has_run = code == ErrorCode::Expired && message == RAN_TOO_LONG;
+                let code = if has_run { ErrorCode::WorkerFailed } else { code };
                 Said::Failed { code, message: cut(&message, MOST_REASON).to_owned(), payload }
             }
         };
@@ -151,7 +167,7 @@ impl Keeper {
         &mut self,
         id: u64,
         (done, total): (u64, u64),
-        payload: bytes::Bytes,
+        payload: Bytes,
     ) {
         let Some(sharing) = &self.sharing else { return };
         let Some(guest) = sharing.travel.guests.get(&id).filter(|_| sharing.bus.has_room()) else { return };

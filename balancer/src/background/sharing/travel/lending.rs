@@ -93,6 +93,7 @@ impl Keeper {
             lender: Arc::clone(&sharing.travel.inbox),
             action: task.action,
             priority,
+            attempt: task.attempt,
             deadline: task.deadline.map(|deadline| deadline.since(now)),
             payload: task.payload,
         };
@@ -120,6 +121,7 @@ impl Keeper {
         };
         sharing.travel.heard.insert(Arc::clone(host), now);
         let peer = sharing.travel.others;
+        let too_large;
         let event = match &said {
             Said::Taken => {
                 lent.host = Some(Arc::clone(host));
@@ -132,13 +134,20 @@ impl Keeper {
                 let kind = ProgressKind::Report;
                 Event::Progress { peer, assignment, kind, done, total, payload: payload.into() }
             }
+            Said::Done(result) if result.len() > self.max_payload => {
+                let (bytes, most) = (result.len(), self.max_payload);
+                too_large =
+                    format!("its result has {bytes} bytes, and {most} is the limit here (--max-frame)");
+                let (finish, payload) = (Finish::Failed(&too_large), Payload::EMPTY);
+                Event::Finished { peer, assignment, finish, service_ns: None, payload }
+            }
             Said::Done(result) => {
                 let (finish, payload) = (Finish::Done, result.into());
                 Event::Finished { peer, assignment, finish, service_ns: None, payload }
             }
             Said::Failed { code, message, payload } => {
                 let finish = match code {
-                    ErrorCode::WorkerFailed => Finish::Failed(message),
+                    ErrorCode::WorkerFailed | ErrorCode::PayloadTooLarge => Finish::Failed(message),
                     ErrorCode::AttemptsExhausted => Finish::Retry(message),
                     // It was not run there.
                     _ => return self.comes_back(scheduler, now, assignment, out),
@@ -217,9 +226,10 @@ impl Keeper {
             self.is_lost(scheduler, now, assignment, why, out);
         }
         let Some(sharing) = &mut self.sharing else { return };
-        if sharing.travel.lent.is_empty() {
-            sharing.travel.heard.clear();
-        }
+        // Of hosts that have nothing of ours nothing is kept: each start of a balancer is another one.
+        let hosts: HashSet<&Arc<str>> =
+            sharing.travel.lent.values().filter_map(|lent| lent.host.as_ref()).collect();
+        sharing.travel.heard.retain(|host, _| hosts.contains(host));
     }
 
     fn comes_back<E: Outlet>(
@@ -243,13 +253,23 @@ impl Keeper {
         why: &str,
         out: &mut E,
     ) {
-        let Some(sharing) = &mut self.sharing else { return };
-        if sharing.travel.lent.remove(&assignment).is_none() {
-            return;
-        }
-        let (peer, finish) = (sharing.travel.others, Finish::Retry(cut(why, limits::MAX_MESSAGE_BYTES)));
-        let payload = Payload::EMPTY;
+        let finish = Finish::Retry(cut(why, limits::MAX_MESSAGE_BYTES));
+        self.end_lent(scheduler, now, (assignment, finish), out);
+    }
+
+    /// A task is lent no more, and what was to become of it its host has not said. Gives what was known of it.
+    fn end_lent<E: Outlet>(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: Time,
+        (assignment, finish): (AssignmentId, Finish<'_>),
+        out: &mut E,
+    ) -> Option<Lent> {
+        let travel = &mut self.sharing.as_mut()?.travel;
+        let lent = travel.lent.remove(&assignment)?;
+        let (peer, payload) = (travel.others, Payload::EMPTY);
         scheduler.handle(now, Event::Finished { peer, assignment, finish, service_ns: None, payload }, out);
+        Some(lent)
     }
 
     /// Nobody here wants a lent task any more.
@@ -260,13 +280,10 @@ impl Keeper {
         assignment: AssignmentId,
         out: &mut E,
     ) {
-        let Some(sharing) = &mut self.sharing else { return };
-        let Some(lent) = sharing.travel.lent.remove(&assignment) else { return };
-        let (peer, finish, payload) = (sharing.travel.others, Finish::NotRun, Payload::EMPTY);
-        if let Some(host) = lent.host {
+        let lent = self.end_lent(scheduler, now, (assignment, Finish::NotRun), out);
+        if let Some(host) = lent.and_then(|lent| lent.host) {
             self.write_cancel(&host, assignment);
         }
-        scheduler.handle(now, Event::Finished { peer, assignment, finish, service_ns: None, payload }, out);
     }
 
     fn write_cancel(&mut self, host: &Arc<str>, assignment: AssignmentId) {

@@ -12,6 +12,8 @@
 
 mod hosting;
 mod lending;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::wire::Letter;
-use super::{Sharing, short};
+use super::{LOOK, Sharing, short};
 use crate::background::{Keeper, Outlet};
 use crate::bus::{Delivery, Queue, QueueKind};
 use crate::scheduler::{AssignmentId, Peer, Scheduler, Time};
@@ -145,6 +147,18 @@ impl Sharing {
         Queue { name: name.into(), kind: QueueKind::Transient }
     }
 
+    /// Whether RabbitMQ can be used now, which is noted.
+    fn is_well(&mut self, now: Time) -> bool {
+        let is_well = self.bus.status().trouble.is_none();
+        if is_well {
+            self.travel.well_at = now;
+        } else {
+            // Nobody is heard meanwhile.
+            self.travel.well_since = now;
+        }
+        is_well
+    }
+
     fn write(&mut self, token: u64, to: &Arc<str>, letter: Letter) {
         self.bus.publish(token, letter.message(to));
     }
@@ -162,22 +176,31 @@ impl Sharing {
 }
 
 impl Keeper {
+    /// Has what travels go on while this balancer stops: what is lent has its host watched over, and what is hosted its
+    /// lender told that it runs.
+    pub(super) fn go_on_travelling<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, out: &mut E) {
+        let Some(sharing) = &mut self.sharing else { return };
+        if now < sharing.look_at {
+            return;
+        }
+        sharing.look_at = now.after(LOOK);
+        let is_well = sharing.is_well(now);
+        self.look_at_lent(scheduler, now, out);
+        if is_well {
+            self.say_alive(now);
+        }
+    }
+
     /// Looks what should travel, from here and to here, and what has become of it.
     pub(super) fn look_at_travel<E: Outlet>(&mut self, scheduler: &mut Scheduler, now: Time, out: &mut E) {
         let Some(sharing) = &mut self.sharing else { return };
         if sharing.travel.consumer == 0 {
             sharing.next_consumer += 1;
             sharing.travel.consumer = sharing.next_consumer;
-            let inbox = Queue { name: Arc::clone(&sharing.travel.inbox), kind: QueueKind::Transient };
+            let inbox = Queue { name: Arc::clone(&sharing.travel.inbox), kind: QueueKind::Inbox };
             sharing.bus.begin(sharing.next_consumer, inbox, PREFETCH);
         }
-        let is_well = sharing.bus.status().trouble.is_none();
-        if is_well {
-            sharing.travel.well_at = now;
-        } else {
-            // Nobody is heard meanwhile.
-            sharing.travel.well_since = now;
-        }
+        let is_well = sharing.is_well(now);
         sharing.look_at_doors(scheduler);
         self.look_at_lent(scheduler, now, out);
         if is_well {

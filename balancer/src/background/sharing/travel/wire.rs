@@ -28,6 +28,8 @@ pub(super) struct Task {
     pub(super) lender: Arc<str>,
     pub(super) action: Arc<str>,
     pub(super) priority: u8,
+    /// Which attempt it is, as its lender counts, from 1.
+    pub(super) attempt: u8,
     pub(super) deadline: Option<Duration>,
     pub(super) payload: Bytes,
 }
@@ -59,6 +61,7 @@ pub(super) enum Letter {
 const KIND: &str = "kind";
 const ACTION: &str = "action";
 const PRIORITY: &str = "priority";
+const ATTEMPT: &str = "attempt";
 const DEADLINE: &str = "deadline_us";
 const CODE: &str = "code";
 const MESSAGE: &str = "message";
@@ -80,7 +83,11 @@ fn headers<const N: usize>(pairs: [(&str, String); N]) -> Vec<(String, String)> 
 impl Task {
     /// The message into an action's queue, in which it stays for `within` at most.
     pub(super) fn message(&self, queue: Queue, within: Duration) -> Message {
-        let mut all = headers([(ACTION, self.action.to_string()), (PRIORITY, self.priority.to_string())]);
+        let mut all = headers([
+            (ACTION, self.action.to_string()),
+            (PRIORITY, self.priority.to_string()),
+            (ATTEMPT, self.attempt.to_string()),
+        ]);
         if let Some(deadline) = self.deadline {
             all.push((DEADLINE.to_owned(), deadline.as_micros().to_string()));
         }
@@ -102,6 +109,7 @@ impl Task {
             lender: properties.reply_to.as_deref()?.into(),
             action: header(properties, ACTION)?.into(),
             priority: number(properties, PRIORITY)?,
+            attempt: number(properties, ATTEMPT)?,
             deadline: number(properties, DEADLINE).map(Duration::from_micros),
             payload: delivery.body.clone(),
         })
@@ -206,6 +214,7 @@ mod tests {
                 lender: Arc::clone(&inbox),
                 action: "upper".into(),
                 priority: 9,
+                attempt: 3,
                 deadline,
                 payload: payload.clone(),
             };
