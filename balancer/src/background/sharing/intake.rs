@@ -23,8 +23,13 @@ use crate::storage::{
     ToPublish,
 };
 
-/// Messages of a queue that may be on their way into the store.
-const PREFETCH: u16 = 64;
+/// Messages of a queue that may be on their way into the store, at most.
+const MOST_PREFETCHED: u16 = 64;
+/// And no more than are so many bytes, were all as large as the largest that came lately. RabbitMQ itself bounds messages by
+/// number alone, and each by its own limit on a message.
+const PREFETCHED_BYTES: usize = 64 << 20;
+/// By this part the largest message is forgotten with each look, ten times a second: by half in two seconds.
+const FORGOTTEN: usize = 32;
 /// What was delivered and cannot be taken in for this long goes back to its queue.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What a dead-letter queue is called after its queue.
@@ -39,6 +44,10 @@ const FROM: &str = "x-reparto-queue";
 pub(in crate::background) struct Intake {
     pub(in crate::background) queue: Arc<str>,
     consumer: Option<u64>,
+    /// Messages that may be on their way to the consumer.
+    prefetch: u16,
+    /// Bytes of the largest message that came lately.
+    largest: usize,
     waiting: VecDeque<(Time, Delivery)>,
 }
 
@@ -52,12 +61,28 @@ pub(in crate::background) struct Owed {
 
 impl Intake {
     pub(super) fn new(queue: &Arc<str>) -> Intake {
-        Intake { queue: Arc::clone(queue), consumer: None, waiting: VecDeque::new() }
+        let queue = Arc::clone(queue);
+        Intake { queue, consumer: None, prefetch: 0, largest: 0, waiting: VecDeque::new() }
     }
 
     /// Messages that wait to be taken in, and their bytes.
     pub(in crate::background) fn waiting(&self) -> (usize, usize) {
         (self.waiting.len(), self.waiting.iter().map(|(_, delivery)| delivery.body.len()).sum())
+    }
+
+    fn has_come(&mut self, now: Time, delivery: Delivery) {
+        self.largest = self.largest.max(delivery.body.len());
+        self.waiting.push_back((now, delivery));
+    }
+
+    /// How many messages may be on their way here, if that is another number than it was. Fewer at once when they are
+    /// large, and more again when nothing waits.
+    fn new_prefetch(&mut self) -> Option<u16> {
+        let by_size = PREFETCHED_BYTES / self.largest.max(1);
+        let wanted = u16::try_from(by_size).map_or(MOST_PREFETCHED, |most| most.clamp(1, MOST_PREFETCHED));
+        self.largest -= self.largest / FORGOTTEN;
+        let grows = wanted >= self.prefetch.saturating_mul(2) && self.waiting.is_empty();
+        (self.consumer.is_none() || wanted < self.prefetch || grows).then_some(wanted)
     }
 
     fn oldest(&self) -> Option<Time> {
@@ -75,7 +100,7 @@ impl Sharing {
         let intake = self.intakes.iter_mut().find(|intake| intake.consumer == Some(delivery.consumer));
         match intake {
             Some(intake) => {
-                intake.waiting.push_back((now, delivery));
+                intake.has_come(now, delivery);
                 None
             }
             None => Some(delivery),
@@ -96,11 +121,16 @@ impl Sharing {
             let in_vain = self.intakes[index].oldest().is_some_and(|since| now >= since.after(PATIENCE));
             if in_vain {
                 self.end_intake(index);
-            } else if takes && self.intakes[index].consumer.is_none() {
+            } else if takes && let Some(prefetch) = self.intakes[index].new_prefetch() {
                 self.next_consumer += 1;
-                self.intakes[index].consumer = Some(self.next_consumer);
-                let queue = Intake::public(self.intakes[index].queue.to_string());
-                self.bus.begin(self.next_consumer, queue, PREFETCH);
+                let intake = &mut self.intakes[index];
+                intake.prefetch = prefetch;
+                // What the one before has delivered is taken all the same.
+                if let Some(before) = intake.consumer.replace(self.next_consumer) {
+                    self.bus.end(before);
+                }
+                let queue = Intake::public(intake.queue.to_string());
+                self.bus.begin(self.next_consumer, queue, prefetch);
             }
         }
     }
@@ -311,5 +341,39 @@ impl Keeper {
                 self.look(id, Look::Tell, out);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_messages_are_fetched_while_they_are_large_and_more_again_afterwards() {
+        let mut intake = Intake::new(&"orders".into());
+        assert_eq!(intake.new_prefetch(), Some(64));
+        (intake.consumer, intake.prefetch) = (Some(1), 64);
+        assert_eq!(intake.new_prefetch(), None);
+        let come = |intake: &mut Intake, bytes: usize| {
+            let (body, properties) = (vec![0; bytes].into(), Properties::default());
+            intake.has_come(Time(0), Delivery { consumer: 1, tag: Tag::NOWHERE, body, properties });
+        };
+        come(&mut intake, 1 << 20);
+        assert_eq!(intake.new_prefetch(), None, "64 of a MiB are 64 MiB");
+        come(&mut intake, 20 << 20);
+        assert_eq!(intake.new_prefetch(), Some(3));
+        intake.prefetch = 3;
+        come(&mut intake, 100 << 20);
+        assert_eq!(intake.new_prefetch(), Some(1), "one is always fetched");
+        intake.prefetch = 1;
+        assert_eq!(intake.new_prefetch(), None);
+        intake.waiting.clear();
+        // Small again: it grows in steps, and is what it was after some seconds.
+        let mut looks = 0;
+        while intake.prefetch < 64 {
+            intake.prefetch = intake.new_prefetch().unwrap_or(intake.prefetch);
+            looks += 1;
+        }
+        assert!((50..300).contains(&looks), "{looks} looks, ten a second");
     }
 }
