@@ -39,6 +39,9 @@ enum Command {
     #[cfg(unix)]
     #[command(hide = true)]
     CrashWorker(crash::WorkerArgs),
+    #[cfg(unix)]
+    #[command(hide = true)]
+    CrashAmqpWorker(crash::AmqpWorkerArgs),
 }
 
 /// Compare Reparto with nats-server, gearmand, and the byte relays HAProxy and nginx.
@@ -156,6 +159,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Command::Crash(args) => crash::run(&args, program, stop),
         #[cfg(unix)]
         Command::CrashWorker(args) => crash::work(args, &stop),
+        #[cfg(unix)]
+        Command::CrashAmqpWorker(args) => crash::work_over_amqp(args, &stop),
     }
 }
 

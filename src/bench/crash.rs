@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use reparto_bench::crash::{self, CrashError, Options, Report, WorkerOptions};
+use reparto_bench::crash::{self, AmqpWorkerOptions, CrashError, Options, Report, WorkerOptions};
 
 use super::{INTERRUPTED, fail};
 use crate::client_side::{EXIT_FAILED, EXIT_OK, complain};
@@ -20,6 +20,10 @@ use crate::parse;
 /// of the tasks fail, panic, or kill their worker. At moments drawn from the seed processes get SIGKILL, also while
 /// they start; some are frozen or stopped. When that is over, every accepted task must have exactly one recorded
 /// outcome, the right one, and every foreground task one answer or a connection that ended.
+///
+/// With --engines some actions have workers at one balancer alone, so that foreground tasks travel, and some have workers
+/// that know only AMQP; and tasks are published into a queue of RabbitMQ as JSON, each of which must have its outcome told
+/// there.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -76,9 +80,21 @@ pub(super) struct WorkerArgs {
     #[arg(long, value_name = "N", default_value_t = 4)]
     threads: u32,
 
-    /// How many of the actions it offers
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    actions: usize,
+    /// An action that it offers; may be given again
+    #[arg(long = "action", value_name = "ACTION", required = true)]
+    actions: Vec<String>,
+
+    /// Where it writes down what it runs
+    #[arg(long, value_name = "FILE")]
+    log: PathBuf,
+}
+
+/// The worker of such a run that knows only AMQP, started by it.
+#[derive(clap::Args, Debug)]
+pub(super) struct AmqpWorkerArgs {
+    /// Where RabbitMQ is. It has a password, so it comes in a variable.
+    #[arg(long, value_name = "URL", env = "REPARTO_BALANCER_BUS", hide_env_values = true)]
+    bus: String,
 
     /// Where it writes down what it runs
     #[arg(long, value_name = "FILE")]
@@ -132,6 +148,15 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
 pub(super) fn work(args: WorkerArgs, stop: &Arc<AtomicBool>) -> ExitCode {
     let WorkerArgs { balancers, id, threads, actions, log } = args;
     match crash::work(&WorkerOptions { balancers, id, threads, actions, log }, stop) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_FAILED, &error),
+    }
+}
+
+/// Runs the worker that knows only AMQP until it is told to stop.
+pub(super) fn work_over_amqp(args: AmqpWorkerArgs, stop: &Arc<AtomicBool>) -> ExitCode {
+    let AmqpWorkerArgs { bus: url, log } = args;
+    match crash::work_over_amqp(&AmqpWorkerOptions { url, log }, stop) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(EXIT_FAILED, &error),
     }

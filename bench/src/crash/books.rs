@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use reparto_client::{ErrorCode, TaskFailure, TaskId, TaskOutcome, TaskState};
 
-use super::plan::{Kind, Plan, Right, fingerprint};
+use super::plan::{Kind, Plan, Right, Setting, fingerprint};
 use super::worker::{FAILED_WORDS, PANIC_WORDS};
 
 /// Violations that are kept; more tell nothing new.
@@ -71,6 +71,8 @@ pub(super) enum Step {
     CancelAsked,
     CancelSaid(TaskState),
     Answered(Seen),
+    /// A message in a queue has told its outcome.
+    Told(TaskId, Seen),
     Fetched(Seen),
 }
 
@@ -103,14 +105,25 @@ struct State {
 /// The books of a run. Shared by all its clients.
 #[derive(Debug)]
 pub(super) struct Books {
-    pub(super) seed: u64,
+    seed: u64,
+    setting: Setting,
     began: Instant,
     state: Mutex<State>,
 }
 
 impl Books {
-    pub(super) fn new(seed: u64, began: Instant) -> Books {
-        Books { seed, began, state: Mutex::default() }
+    pub(super) fn new((setting, seed): (Setting, u64), began: Instant) -> Books {
+        Books { seed, setting, began, state: Mutex::default() }
+    }
+
+    /// The task of this number.
+    pub(super) fn plan(&self, number: u64) -> Plan {
+        Plan::new(self.setting, self.seed, number)
+    }
+
+    /// Something has happened that is only counted.
+    pub(super) fn count(&self, what: &'static str) {
+        *self.lock().counts.entry(what).or_default() += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -283,6 +296,27 @@ impl Books {
         }
     }
 
+    /// The outcome of a task that was published as JSON has come to where it was to be told. It may be told twice, but the
+    /// same, and one message is one task.
+    pub(super) fn told(&self, plan: &Plan, id: TaskId, outcome: &TaskOutcome) {
+        let mut state = self.lock();
+        self.step(&mut state, plan.number, Step::Told(id, Seen::of(outcome)));
+        let record = state.records.entry(plan.number).or_default();
+        let is_new = record.task_id.is_none();
+        let first = *record.task_id.get_or_insert(id);
+        let other = state.numbers.insert(id, plan.number).filter(|other| *other != plan.number);
+        let what = if is_new { "outcomes told in a queue" } else { "outcomes told in a queue once more" };
+        *state.counts.entry(what).or_default() += 1;
+        drop(state);
+        if first != id {
+            self.violate(Some(plan.number), format!("one message has become two tasks, {first} and {id}"));
+        }
+        if let Some(other) = other {
+            self.violate(Some(plan.number), format!("{id} was given to task {other} as well"));
+        }
+        self.fetched(plan, outcome);
+    }
+
     /// A task's outcome was fetched.
     pub(super) fn fetched(&self, plan: &Plan, outcome: &TaskOutcome) {
         let mut state = self.lock();
@@ -366,6 +400,7 @@ impl Books {
                 Step::CancelAsked => "CANCEL sent".into(),
                 Step::CancelSaid(state) => format!("CANCEL answered: {}", state.name()),
                 Step::Answered(seen) => format!("answered: {}", seen.words()),
+                Step::Told(id, seen) => format!("told in a queue, as {id}: {}", seen.words()),
                 Step::Fetched(seen) => format!("fetched: {}", seen.words()),
             };
             (u64::from(*at), format!("client: {words}"))
@@ -428,7 +463,7 @@ mod tests {
     }
 
     fn books() -> Books {
-        Books::new(1, Instant::now())
+        Books::new((Setting::Embedded, 1), Instant::now())
     }
 
     /// A background task that must end with a result, and that nobody cancels.
@@ -438,7 +473,7 @@ mod tests {
                 plan.kind == Kind::Background && plan.cancel_after.is_none() && plan.deadline.is_none();
             is_plain && matches!(plan.right(), Right::Done(_))
         };
-        (0..).map(|number| Plan::new(1, number)).find(plain).expect("most are like that")
+        (0..).map(|number| books().plan(number)).find(plain).expect("most are like that")
     }
 
     fn done(plan: &Plan) -> TaskOutcome {
@@ -504,9 +539,23 @@ mod tests {
         books.accepted(&plan, id(7));
         books.accepted(&plan, id(8));
         assert!(complaints(&books)[0].contains("two tasks"), "{:?}", complaints(&books));
-        let other = Plan::new(1, plan.number + 1);
+        let other = books.plan(plan.number + 1);
         books.accepted(&other, id(7));
         assert!(complaints(&books)[1].contains("as well"), "{:?}", complaints(&books));
+    }
+
+    #[test]
+    fn an_outcome_may_be_told_twice_but_not_another_one_nor_of_another_task() {
+        let (books, mut plan) = (books(), plan());
+        plan.kind = Kind::Published;
+        books.told(&plan, id(7), &done(&plan));
+        books.told(&plan, id(7), &done(&plan));
+        assert_eq!(complaints(&books), [""; 0]);
+        assert_eq!(books.all_accepted(), [(plan.number, id(7))]);
+        books.told(&plan, id(8), &done(&plan));
+        assert!(complaints(&books)[0].contains("two tasks"), "{:?}", complaints(&books));
+        books.told(&plan, id(7), &failure(ErrorCode::AttemptsExhausted));
+        assert!(complaints(&books)[1].contains("has changed"), "{:?}", complaints(&books));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use reparto_client::{Client, ErrorCode, Fetched, TaskFilter, TaskId};
 
 use super::books::Books;
-use super::plan::Plan;
 
 /// Tasks that are asked for at a time.
 const ASKED_AT_ONCE: usize = 500;
@@ -57,7 +56,7 @@ pub(super) fn fetch_again(books: &Books, client: &Client) {
                     return true;
                 };
                 match fetched {
-                    Fetched::Ended(outcome) => books.fetched(&Plan::new(books.seed, *number), &outcome),
+                    Fetched::Ended(outcome) => books.fetched(&books.plan(*number), &outcome),
                     Fetched::NotEnded(standing) => {
                         let what = format!("it had ended, and is {} now", standing.state.name());
                         books.violate(Some(*number), what);
@@ -84,7 +83,7 @@ fn fetch(books: &Books, client: &Client, tasks: &[(u64, TaskId)], wait: Duration
     for (number, reply) in replies {
         match reply.wait_timeout(super::clients::PATIENCE) {
             Some(Ok(Fetched::Ended(outcome))) => {
-                books.fetched(&Plan::new(books.seed, number), &outcome);
+                books.fetched(&books.plan(number), &outcome);
                 ended += 1;
             }
             Some(Err(failure)) if failure.code == ErrorCode::NotFound => {

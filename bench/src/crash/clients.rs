@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use fastrand::Rng;
 use reparto_client::{Accepted, Client, Fetched, Reply, TaskBuilder, TaskHandle};
 
@@ -29,7 +30,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn next(&self) -> Plan {
-        Plan::new(self.books.seed, self.numbers.fetch_add(1, Ordering::Relaxed))
+        self.books.plan(self.numbers.fetch_add(1, Ordering::Relaxed))
     }
 
     pub(super) fn stops(&self) -> bool {
@@ -74,6 +75,8 @@ pub(super) struct Lane {
     pub(super) client: Client,
     /// Another connection, perhaps to another balancer: tasks with a key are handed in there as well.
     pub(super) other: Client,
+    /// To whoever publishes tasks as JSON, where there is RabbitMQ.
+    pub(super) to_publish: Option<Sender<Plan>>,
     pub(super) random: Rng,
 }
 
@@ -95,6 +98,14 @@ impl Lane {
 
     fn burst(&mut self, tasks: usize) {
         let plans: Vec<Plan> = (0..tasks).map(|_| self.shared.next()).collect();
+        let (published, plans): (Vec<Plan>, Vec<Plan>) =
+            plans.into_iter().partition(|plan| plan.kind == Kind::Published);
+        for plan in published {
+            if let Some(to_publish) = &self.to_publish {
+                // Whoever takes it ends after all who hand something in.
+                let _ = to_publish.send(plan);
+            }
+        }
         let handed_in = Instant::now();
         let submitted: Vec<(&Plan, Submitted)> =
             plans.iter().filter_map(|plan| Some((plan, self.submit(plan)?))).collect();
@@ -127,7 +138,7 @@ impl Lane {
         books.submitted(plan);
         let task = describe(client, plan);
         let submitted = match plan.kind {
-            Kind::Background => task.submit_background().map(Submitted::Background),
+            Kind::Background | Kind::Published => task.submit_background().map(Submitted::Background),
             Kind::Foreground | Kind::Recorded => task.submit().map(Submitted::Foreground),
         };
         match submitted {

@@ -11,11 +11,14 @@
 //! - one idempotency key stands for one task;
 //! - what a CANCEL was answered is what is recorded, and so is what a client was told on its connection;
 //! - every foreground task got one answer, or its connection ended; a client without the library counts the frames;
+//! - with engines: every task that was published as JSON and confirmed has its outcome told where its message says, the
+//!   recorded one, and is one task however often its message came;
 //! - nothing is kept that nobody may have handed in, and nothing stays open;
 //! - no balancer ended by itself.
 //!
 //! Nothing here depends on how fast the machine is: what is waited for is that all goes on, not that it is quick.
 
+mod amqp;
 mod books;
 mod check;
 mod clients;
@@ -38,18 +41,25 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use reparto_client::Client;
 
+pub use amqp::{AmqpWorkerOptions, work_over_amqp};
 pub use books::Violation;
 pub use report::Report;
 pub use worker::{WorkerOptions, work};
 
 use crate::engines::{self, Engines};
+use amqp::Publisher;
 use books::Books;
 use clients::{Lane, Shared};
+use plan::{ACTIONS, LOCAL_ACTIONS, Setting};
 use stage::{Addresses, Stage};
 use wire::Wire;
 
-/// Workers of a run.
+/// Workers of a run, at every balancer.
 const WORKERS: usize = 3;
+/// With engines: those that know only AMQP.
+const AMQP_WORKERS: usize = 2;
+/// Tasks that may wait to be published. Who hands in waits beyond it.
+const MOST_TO_PUBLISH: usize = 10_000;
 /// Threads that hand tasks in through the library.
 const LANES: usize = 16;
 /// Connections that they share.
@@ -95,6 +105,10 @@ impl Options {
             stop: Arc::default(),
             live: false,
         }
+    }
+
+    fn setting(&self) -> Setting {
+        if self.engines { Setting::Engines } else { Setting::Embedded }
     }
 
     fn stops(&self) -> bool {
@@ -193,7 +207,7 @@ pub fn run(options: &Options) -> Result<Report, CrashError> {
     let addresses = stage.1.clone();
     let stage = &mut stage.0;
     let shared = Arc::new(Shared {
-        books: Books::new(options.seed, began),
+        books: Books::new((options.setting(), options.seed), began),
         numbers: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         rate: f64::from(options.rate) / LANES as f64,
@@ -204,7 +218,8 @@ pub fn run(options: &Options) -> Result<Report, CrashError> {
     }
 
     let faults_began = Instant::now();
-    let threads = start_clients(options.seed, &shared, &addresses)?;
+    let rabbitmq = stage.engines.as_ref().and_then(|engines| engines.variable("REPARTO_RABBITMQ_URL"));
+    let threads = start_clients(options.seed, &shared, &addresses, rabbitmq)?;
     let until = faults_began + options.faults_for;
     let played = play(options, stage, &shared, until);
     shared.stop.store(true, Ordering::Release);
@@ -252,7 +267,18 @@ fn set_up(options: &Options, folder: &Path, began: Instant) -> Result<(Stage, Ve
         members.push(stage::balancer(number, address, options, options.seed, folder, &variables));
     }
     for number in 1..=WORKERS {
-        members.push(stage::worker(number, &addresses, options, folder));
+        // The last one offers only the first action.
+        let actions = if number == WORKERS { &ACTIONS[..1] } else { &ACTIONS };
+        members.push(stage::worker(number, actions, &addresses, options, folder));
+    }
+    if options.engines {
+        for (index, action) in LOCAL_ACTIONS.iter().enumerate() {
+            let at = &addresses[index..=index];
+            members.push(stage::worker(WORKERS + 1 + index, &[action], at, options, folder));
+        }
+        for number in 1..=AMQP_WORKERS {
+            members.push(stage::amqp_worker(number, options, folder, &variables));
+        }
     }
     Ok((Stage::new(options, members, engines, began), addresses))
 }
@@ -282,8 +308,15 @@ fn start_clients(
     seed: u64,
     shared: &Arc<Shared>,
     addresses: &[Addresses],
+    rabbitmq: Option<&str>,
 ) -> Result<Vec<JoinHandle<()>>, CrashError> {
     let mut threads = Vec::new();
+    let (to_publish, plans) = crossbeam_channel::bounded(MOST_TO_PUBLISH);
+    let to_publish = rabbitmq.map(|url| {
+        let publisher = Publisher::new(Arc::clone(shared), url.to_owned(), plans);
+        threads.push(std::thread::spawn(move || publisher.run()));
+        to_publish
+    });
     let clients: Vec<Client> =
         (0..CONNECTIONS).map(|first| connect(addresses, first)).collect::<Result<_, _>>()?;
     for number in 0..LANES {
@@ -291,6 +324,7 @@ fn start_clients(
             shared: Arc::clone(shared),
             client: clients[number % clients.len()].clone(),
             other: clients[(number + 1) % clients.len()].clone(),
+            to_publish: to_publish.clone(),
             random: Rng::with_seed(seed.wrapping_mul(1_000).wrapping_add(number as u64)),
         };
         threads.push(std::thread::spawn(move || lane.run()));
@@ -379,7 +413,10 @@ fn report(
     let reactors = if options.seed.is_multiple_of(3) { "2 reactors" } else { "1 reactor" };
     let durability = if options.seed % 4 == 1 { "interval:50ms" } else { "fsync" };
     let setting = if options.engines {
-        format!("2 balancers ({reactors}), PostgreSQL, RabbitMQ, S3; {WORKERS} workers")
+        let workers = WORKERS + LOCAL_ACTIONS.len();
+        format!(
+            "2 balancers ({reactors}), PostgreSQL, RabbitMQ, S3; {workers} workers, {AMQP_WORKERS} that know only AMQP"
+        )
     } else {
         format!("embedded store ({durability}), 1 balancer ({reactors}), {WORKERS} workers")
     };

@@ -8,6 +8,13 @@ use fastrand::Rng;
 
 /// The actions that workers of a run offer. Not every worker offers the second.
 pub(super) const ACTIONS: [&str; 2] = ["crash-a", "crash-b"];
+/// With engines: an action for each balancer that only workers there offer, so that foreground tasks that are handed in
+/// at the other one travel.
+pub(super) const LOCAL_ACTIONS: [&str; 2] = ["crash-first", "crash-second"];
+/// With engines: the action whose workers know only AMQP, and the queue that they consume.
+pub(super) const AMQP_ACTION: &str = "crash-amqp";
+/// With engines: the queue that tasks are published into as JSON.
+pub(super) const AMQP_QUEUE: &str = "crash-orders";
 
 /// Attempts of tasks that are to succeed: more than processes are killed while one runs.
 const MANY_ATTEMPTS: u8 = 250;
@@ -31,6 +38,17 @@ pub(super) enum Kind {
     Recorded,
     /// Outlives its client.
     Background,
+    /// The same, and published as JSON into a queue of RabbitMQ.
+    Published,
+}
+
+/// What takes part in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Setting {
+    /// One balancer with its own store.
+    Embedded,
+    /// Two balancers over engines, and programs that know only AMQP.
+    Engines,
 }
 
 /// What a worker does with a task.
@@ -94,7 +112,34 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The task of this number.
-    pub(super) fn new(seed: u64, number: u64) -> Plan {
+    pub(super) fn new(setting: Setting, seed: u64, number: u64) -> Plan {
+        let mut plan = Plan::embedded(seed, number);
+        if setting == Setting::Engines {
+            plan.go_farther();
+        }
+        plan
+    }
+
+    /// With engines some tasks are for other workers, and some come another way.
+    fn go_farther(&mut self) {
+        let mut random = rng(self.seed.rotate_left(17), self.number);
+        match random.u8(..100) {
+            0..30 => self.action = LOCAL_ACTIONS[random.usize(..LOCAL_ACTIONS.len())],
+            30..50 => self.action = AMQP_ACTION,
+            _ => {}
+        }
+        if self.kind == Kind::Background && random.u8(..100) < 20 {
+            // Its message's id is its key, and nobody knows the task's before it has ended.
+            (self.kind, self.idempotency_key, self.cancel_after) = (Kind::Published, None, None);
+        }
+    }
+
+    /// Whether its message is published twice.
+    pub(super) fn comes_twice(&self) -> bool {
+        self.number.is_multiple_of(5)
+    }
+
+    fn embedded(seed: u64, number: u64) -> Plan {
         let mut random = rng(seed, number);
         let kind = match random.u8(..100) {
             0..66 => Kind::Background,
@@ -235,7 +280,8 @@ mod tests {
     #[test]
     fn a_number_gives_the_same_task_each_time_and_its_payload_says_what_to_do() {
         for number in 0..2_000 {
-            let (plan, again) = (Plan::new(7, number), Plan::new(7, number));
+            let setting = if number % 2 == 0 { Setting::Embedded } else { Setting::Engines };
+            let (plan, again) = (Plan::new(setting, 7, number), Plan::new(setting, 7, number));
             assert_eq!((plan.payload(), plan.right()), (again.payload(), again.right()));
             assert_eq!(plan.payload().len(), plan.payload_bytes);
             let order = Order::read(&plan.payload()).expect("it was made here");
@@ -247,13 +293,21 @@ mod tests {
 
     #[test]
     fn a_run_has_tasks_of_every_kind() {
-        let plans: Vec<Plan> = (0..50_000).map(|number| Plan::new(1, number)).collect();
+        let plans: Vec<Plan> = (0..50_000).map(|number| Plan::new(Setting::Engines, 1, number)).collect();
         for deed in Deed::ALL {
             assert!(plans.iter().any(|plan| plan.deed == deed), "{deed:?}");
         }
-        for kind in [Kind::Foreground, Kind::Recorded, Kind::Background] {
+        for kind in [Kind::Foreground, Kind::Recorded, Kind::Background, Kind::Published] {
             assert!(plans.iter().any(|plan| plan.kind == kind), "{kind:?}");
         }
+        for action in ACTIONS.iter().chain(&LOCAL_ACTIONS).chain([&AMQP_ACTION]) {
+            for kind in [Kind::Foreground, Kind::Background, Kind::Published] {
+                let is_such = |plan: &Plan| plan.kind == kind && plan.action == *action;
+                assert!(plans.iter().any(is_such), "{kind:?} of {action}");
+            }
+        }
+        let embedded = (0..1000).map(|number| Plan::new(Setting::Embedded, 1, number));
+        assert!(embedded.into_iter().all(|plan| ACTIONS.contains(&plan.action)));
         assert!(plans.iter().any(|plan| plan.payload_bytes > BLOB_THRESHOLD));
         assert!(plans.iter().any(|plan| plan.delay.is_some()));
         assert!(plans.iter().any(|plan| plan.deadline.is_some()));

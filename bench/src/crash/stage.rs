@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::faults::{Fault, Faults};
+use super::plan::{AMQP_ACTION, AMQP_QUEUE};
 use super::process::{Member, Role};
 use super::{CrashError, Options};
 use crate::engines::Engines;
@@ -297,6 +298,10 @@ pub(super) fn balancer(
         if seed % 4 == 1 {
             arguments.extend(["--durability", "interval:50ms"].map(String::from));
         }
+    } else {
+        // An answer that RabbitMQ has lost is waited for no longer than that; a task runs for 5 s at most.
+        let worker = format!("{AMQP_ACTION}={AMQP_ACTION}?in_flight=64&limit=20s");
+        arguments.extend(["--amqp-queue", AMQP_QUEUE, "--amqp-worker", &worker].map(String::from));
     }
     let mut variables = variables.to_vec();
     variables.push(("REPARTO_LOG".into(), std::env::var("REPARTO_LOG").unwrap_or_else(|_| "info".into())));
@@ -304,19 +309,38 @@ pub(super) fn balancer(
     Member::new(name, Role::Balancer, &options.program, folder, arguments, variables)
 }
 
-/// A worker of a run.
-pub(super) fn worker(number: usize, balancers: &[Addresses], options: &Options, folder: &Path) -> Member {
+/// A worker of a run, at these balancers.
+pub(super) fn worker(
+    number: usize,
+    actions: &[&str],
+    balancers: &[Addresses],
+    options: &Options,
+    folder: &Path,
+) -> Member {
     let name = format!("worker-{number}");
     let log = folder.join(format!("{name}.runs"));
-    // The last one offers only the first action.
-    let actions = if number == super::WORKERS { "1" } else { "2" };
     let mut arguments: Vec<String> =
-        ["bench", "crash-worker", "--id", &name, "--threads", "4", "--actions", actions]
-            .map(String::from)
-            .to_vec();
+        ["bench", "crash-worker", "--id", &name, "--threads", "4"].map(String::from).to_vec();
     arguments.extend(["--log".into(), log.display().to_string()]);
+    for action in actions {
+        arguments.extend(["--action", action].map(String::from));
+    }
     for balancer in balancers {
         arguments.extend(["--balancer".into(), balancer.workers.clone()]);
     }
     Member::new(name, Role::Worker, &options.program, folder, arguments, Vec::new())
+}
+
+/// A worker of a run that knows only AMQP. It finds RabbitMQ in the variables.
+pub(super) fn amqp_worker(
+    number: usize,
+    options: &Options,
+    folder: &Path,
+    variables: &[(String, String)],
+) -> Member {
+    let name = format!("amqp-worker-{number}");
+    let log = folder.join(format!("{name}.runs"));
+    let mut arguments: Vec<String> = ["bench", "crash-amqp-worker"].map(String::from).to_vec();
+    arguments.extend(["--log".into(), log.display().to_string()]);
+    Member::new(name, Role::Worker, &options.program, folder, arguments, variables.to_vec())
 }

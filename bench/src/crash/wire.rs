@@ -15,7 +15,7 @@ use reparto_protocol::{
 };
 
 use super::clients::{PATIENCE, Shared};
-use super::plan::{Kind, Plan};
+use super::plan::{Kind, LOCAL_ACTIONS, Plan};
 
 /// Tasks in flight at most.
 const MOST_IN_FLIGHT: usize = 100;
@@ -50,6 +50,8 @@ struct Connection<'a> {
     open: HashMap<u64, (Plan, Instant)>,
     next_id: u64,
     is_welcome: bool,
+    /// Which balancer it is to, from 0.
+    balancer: usize,
 }
 
 impl Wire {
@@ -67,8 +69,8 @@ impl Wire {
     }
 
     fn connection(&mut self) -> Over {
-        let address = &self.addresses[self.random.usize(..self.addresses.len())];
-        let Ok(stream) = TcpStream::connect(address) else { return Over::Lost };
+        let balancer = self.random.usize(..self.addresses.len());
+        let Ok(stream) = TcpStream::connect(&self.addresses[balancer]) else { return Over::Lost };
         if stream.set_read_timeout(Some(READ_FOR)).is_err() || stream.set_nodelay(true).is_err() {
             return Over::Lost;
         }
@@ -80,6 +82,7 @@ impl Wire {
             open: HashMap::new(),
             next_id: 0,
             is_welcome: false,
+            balancer,
         };
         let over = connection.run(&mut self.random);
         let reason = TaskFailure::new(ErrorCode::ConnectionLost, "the connection has ended");
@@ -188,7 +191,13 @@ impl Connection<'_> {
     /// An answer must be for a task that waits for one.
     fn answered(&mut self, id: u64, outcome: TaskOutcome) {
         match self.open.remove(&id) {
-            Some((plan, _)) => self.shared.books.answered(&plan, &outcome),
+            Some((plan, _)) => {
+                let home = LOCAL_ACTIONS.iter().position(|action| *action == plan.action);
+                if outcome.is_ok() && home.is_some_and(|home| home != self.balancer) {
+                    self.shared.books.count("foreground results that came from another balancer");
+                }
+                self.shared.books.answered(&plan, &outcome);
+            }
             None if id <= self.next_id => {
                 let words = outcome
                     .map_or_else(|failure| failure.to_string(), |result| format!("{} bytes", result.len()));

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use reparto_worker::{Task, TaskError, Worker};
 
-use super::plan::{ACTIONS, Deed, Order, result};
+use super::plan::{Deed, Order, result};
 
 /// What a cancelled handler says. It must never be what a task ends with.
 pub(super) const CANCELLED_WORDS: &str = "the handler was cancelled";
@@ -35,8 +35,8 @@ pub struct WorkerOptions {
     pub id: String,
     /// Tasks run at once.
     pub threads: u32,
-    /// How many of the actions it offers.
-    pub actions: usize,
+    /// The actions that it offers.
+    pub actions: Vec<String>,
     /// Where it writes down what it runs.
     pub log: PathBuf,
 }
@@ -46,25 +46,18 @@ pub struct WorkerOptions {
 /// # Errors
 /// A sentence: the log cannot be written, or the worker cannot run.
 pub fn work(options: &WorkerOptions, stop: &Arc<AtomicBool>) -> Result<(), String> {
-    let file = OpenOptions::new().create(true).append(true).open(&options.log);
-    let log =
-        Arc::new(file.map_err(|error| format!("{} cannot be written: {error}", options.log.display()))?);
+    let log = Arc::new(open_log(&options.log)?);
     let mut builder = Worker::builder().id(&options.id).threads(options.threads);
     for balancer in &options.balancers {
         builder = builder.balancer(balancer);
     }
-    for action in ACTIONS.iter().take(options.actions) {
+    for action in &options.actions {
         let log = Arc::clone(&log);
-        builder = builder.action(*action, move |task: &Task| run(task, &log));
+        builder = builder.action(action, move |task: &Task| run(task, &log));
     }
     let worker = builder.build().map_err(|error| error.to_string())?;
     let handle = worker.handle();
-    let gone = Arc::clone(stop);
-    std::thread::spawn(move || {
-        // Nothing is ever written there; it ends when the harness does.
-        let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
-        gone.store(true, Ordering::Release);
-    });
+    stop_with_the_harness(stop);
     let stop = Arc::clone(stop);
     std::thread::spawn(move || {
         while !stop.load(Ordering::Acquire) {
@@ -73,6 +66,21 @@ pub fn work(options: &WorkerOptions, stop: &Arc<AtomicBool>) -> Result<(), Strin
         handle.stop(GRACE);
     });
     worker.run().map_err(|error| error.to_string())
+}
+
+/// Has `stop` set when standard input ends, on which nothing is ever written: it ends when the harness does.
+pub(super) fn stop_with_the_harness(stop: &Arc<AtomicBool>) {
+    let gone = Arc::clone(stop);
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
+        gone.store(true, Ordering::Release);
+    });
+}
+
+/// Opens what runs are written down in.
+pub(super) fn open_log(path: &Path) -> Result<File, String> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
 fn run(task: &Task, log: &File) -> Result<Bytes, TaskError> {
@@ -96,16 +104,19 @@ fn run(task: &Task, log: &File) -> Result<Bytes, TaskError> {
         }
         // The handler's panic is what is tried here.
         Deed::Panic => panic!("{PANIC_WORDS}"),
-        Deed::KillWorker => {
-            #[cfg(unix)]
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-            std::process::abort()
-        }
+        Deed::KillWorker => die(),
     }
 }
 
+/// Ends this process as SIGKILL does.
+pub(super) fn die() -> ! {
+    #[cfg(unix)]
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    std::process::abort()
+}
+
 /// Writes a line down at once, since the process may be killed at any moment.
-fn note(mut log: &File, what: &str, order: &Order, attempt: u8) {
+pub(super) fn note(mut log: &File, what: &str, order: &Order, attempt: u8) {
     let line = format!("{} {what} {} {attempt}\n", unix_ms(), order.number);
     // Only a failure's story is the poorer for a line that is missing.
     let _ = log.write_all(line.as_bytes());
