@@ -8,6 +8,8 @@ use super::{Balancer, folder, reparto};
 /// Engines, and what balancers need to share them.
 pub struct Shared {
     pub engines: Engines,
+    /// As `--bus` names it.
+    pub bus: String,
     /// As `--blobs` names it.
     pub blobs: String,
 }
@@ -15,18 +17,20 @@ pub struct Shared {
 impl Shared {
     pub fn start() -> Shared {
         let blobs = format!("file:{}", folder().display());
-        Shared { engines: Engines::start(&["postgres", "rabbitmq"]), blobs }
+        let engines = Engines::start(&["postgres", "rabbitmq"]);
+        Shared { bus: engines.rabbitmq_url().to_owned(), blobs, engines }
     }
 
     /// With an S3 server for what is large.
     pub fn start_with_s3() -> Shared {
         let engines = Engines::start(&["postgres", "rabbitmq", "s3"]);
-        Shared { blobs: engines.s3_url().to_owned(), engines }
+        let (bus, blobs) = (engines.rabbitmq_url().to_owned(), engines.s3_url().to_owned());
+        Shared { bus, blobs, engines }
     }
 
     pub fn command(&self, clients: &str, workers: &str) -> Command {
         let mut command = reparto(["balancer", "--clients", clients, "--workers", workers]);
-        command.args(["--store", self.engines.postgres_url(), "--bus", self.engines.rabbitmq_url()]);
+        command.args(["--store", self.engines.postgres_url(), "--bus", &self.bus]);
         command.args(["--blobs", &self.blobs]);
         if self.blobs.starts_with("s3:") {
             self.engines.with_s3_key(&mut command);
