@@ -189,6 +189,20 @@ fn the_same_idempotency_key_gives_the_first_tasks_id() {
 }
 
 #[test]
+fn a_task_whose_result_is_printed_can_be_recorded_as_well() {
+    let kept = Kept::start();
+    let _worker = kept.worker();
+    assert_eq!(kept.run(["submit", "upper", "not kept"]).success_text(), "NOT KEPT");
+    assert_eq!(kept.run(["submit", "--record", "upper", "hola"]).success_text(), "HOLA");
+    let records = kept.records(["tasks", "--json"]);
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!((&records[0]["action"], &records[0]["state"]), (&"upper".into(), &"done".into()));
+    let id = records[0]["id"].as_str().unwrap();
+    assert_eq!(kept.run(["get", id]).success_text(), "HOLA");
+    assert_eq!(kept.run(["submit", "--record", "--background", "upper", "x"]).code, Some(2));
+}
+
+#[test]
 fn tasks_are_listed_the_newest_first_and_filtered() {
     let kept = Kept::start();
     let first = kept.submit(["nobody", "x"]);

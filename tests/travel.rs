@@ -155,7 +155,9 @@ fn a_handler_is_told_which_attempt_it_is_wherever_that_runs() {
     let at_first = client(&first);
     assert_eq!(submit(&at_first, "third", "x").wait().unwrap(), "third\n");
     let twice = at_first.task("third").payload("x").max_attempts(2).submit().unwrap();
-    assert_eq!(twice.wait().unwrap_err().code, ErrorCode::AttemptsExhausted);
+    let failure = twice.wait().unwrap_err();
+    assert_eq!(failure.code, ErrorCode::AttemptsExhausted);
+    assert_eq!(failure.message.matches("used up").count(), 1, "{failure}");
 }
 
 #[test]

@@ -19,6 +19,10 @@ pub(super) struct BackgroundArgs {
     #[arg(long, conflicts_with_all = ["wait", "key"])]
     background: bool,
 
+    /// Print the result as usual, and have the task and its outcome kept as well: `reparto tasks` lists it.
+    #[arg(long, conflicts_with_all = ["background", "wait", "key"])]
+    record: bool,
+
     /// Time before the task may begin.
     #[arg(long, value_name = "TIME", requires = "background", value_parser = task_time)]
     delay: Option<Duration>,
@@ -70,6 +74,9 @@ impl BackgroundArgs {
 
     /// Gives the options to a task.
     pub(super) fn apply<'a>(&'a self, mut task: TaskBuilder<'a>) -> TaskBuilder<'a> {
+        if self.record {
+            task = task.recorded(true);
+        }
         if let Some(delay) = self.delay {
             task = task.delay(delay);
         }

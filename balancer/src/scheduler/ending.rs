@@ -13,6 +13,9 @@ use super::{Effect, Effects, Payload, Peer, Scheduler, Stopping, Time};
 /// What is said of a task that its worker has had for longer than it allows.
 pub const RAN_TOO_LONG: &str = "it ran longer than its worker allows for this action";
 
+/// Stands between how many attempts a task has used up and why the last one failed.
+pub const THE_LAST_ONE: &str = "; the last one: ";
+
 /// Rows of tasks looked at for each that is answered, as a shutdown goes through them; to pass one over is cheap.
 const ROWS_A_STEP: usize = 16;
 

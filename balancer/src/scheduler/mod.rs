@@ -89,7 +89,7 @@ pub use api::*;
 use choice::{Choice, HasOffers, Offers};
 use clients::{Client, MOST_WAITERS};
 pub use effects::Effects;
-pub use ending::RAN_TOO_LONG;
+pub use ending::{RAN_TOO_LONG, THE_LAST_ONE};
 pub use payload::Payload;
 use payload::Store;
 use pulling::Wish;

@@ -4,6 +4,7 @@ use reparto_protocol::{ErrorCode, limits};
 
 use super::choice::Change;
 use super::clients::MOST_WAITERS;
+use super::ending::THE_LAST_ONE;
 use super::task::Place;
 use super::worker::Worker;
 use super::{
@@ -254,7 +255,7 @@ impl Scheduler {
             return;
         }
         let times = if row.spent == 1 { "attempt" } else { "attempts" };
-        let message = format!("{} {times} used up; the last one: {why}", row.spent);
+        let message = format!("{} {times} used up{THE_LAST_ONE}{why}", row.spent);
         self.end_failed(task, ErrorCode::AttemptsExhausted, message.into(), payload, effects);
     }
 

@@ -12,7 +12,7 @@ use super::wire::{Letter, Said, Task};
 use super::{ALIVE, AtDoor, Guest};
 use crate::background::{Answered, Keeper, Outlet, Pending};
 use crate::bus::Delivery;
-use crate::scheduler::{Event, Payload, RAN_TOO_LONG, Scheduler, Submission, Time};
+use crate::scheduler::{Event, Payload, RAN_TOO_LONG, Scheduler, Submission, THE_LAST_ONE, Time};
 
 /// How long a task that was lent to this balancer waits for a worker here. There was one when it came.
 const WAIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -156,7 +156,10 @@ impl Keeper {
                 // It has run, so it must not come back to its lender as if it had not.
                 let has_run = code == ErrorCode::Expired && message == RAN_TOO_LONG;
                 let code = if has_run { ErrorCode::WorkerFailed } else { code };
-                Said::Failed { code, message: cut(&message, MOST_REASON).to_owned(), payload }
+                // How many attempts there were its lender says.
+                let why = message.split_once(THE_LAST_ONE).filter(|_| code == ErrorCode::AttemptsExhausted);
+                let message = why.map_or(&*message, |(_, why)| why);
+                Said::Failed { code, message: cut(message, MOST_REASON).to_owned(), payload }
             }
         };
         self.write_home(&lender, number, said);
