@@ -75,5 +75,30 @@ fn memory_stays_flat_whatever_is_announced_and_idle_connections_cost_little() {
     assert!(grown < 8 << 20, "{CONNECTIONS} announcements of 16 MiB took {grown} bytes");
     drop(streams);
     client.round_trip(1, b"and after");
+
+    // The same of those from whom a large task has come already, whose word is believed to a degree.
+    let mut streams: Vec<TcpStream> = (0..CONNECTIONS / 4).map(|_| bare_client(&served)).collect();
+    let mut large = BytesMut::new();
+    let payload = [7; 40_000];
+    let task = reparto_protocol::Task { payload: &payload, ..task };
+    reparto_protocol::Message::Task(task).encode(&mut large);
+    let mut result = Vec::new();
+    for stream in &mut streams {
+        stream.write_all(&large).unwrap();
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).unwrap();
+        result.resize(u32::from_be_bytes(length) as usize, 0);
+        stream.read_exact(&mut result).unwrap();
+        assert!(result.ends_with(&payload));
+    }
+    let known = resident_bytes();
+    for stream in &mut streams {
+        stream.write_all(&head).unwrap();
+    }
+    client.round_trip(1, b"others are served");
+    let grown = resident_bytes().saturating_sub(known);
+    println!("{} announced by known connections: {grown} bytes", streams.len());
+    assert!(grown < 8 << 20, "{} announcements of 16 MiB took {grown} bytes", streams.len());
+    drop(streams);
     served.stop();
 }

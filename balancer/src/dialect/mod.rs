@@ -295,6 +295,16 @@ impl Session {
         }
     }
 
+    /// The length of the frame that begins with `kept`, in bytes, where its head is whole and tells it.
+    pub fn known_frame_bytes(&self, context: &Context, kept: &[u8]) -> Option<usize> {
+        let tells = match self {
+            Session::Native(_) => kept.len() >= reparto_protocol::HEADER_BYTES,
+            Session::Lines(_) => false,
+            Session::Gearman(_) => gearman::is_head(kept),
+        };
+        if tells { self.frame_bytes(context, kept, &[]).ok() } else { None }
+    }
+
     /// Takes the frame that begins at `from` in `chunk`, and moves `from` behind it: what does it ask for? For
     /// [`Step::Incomplete`] it stays, as it does for [`Step::Tasks`] and [`Step::Results`]: behind what was taken of
     /// those, they say where the next frame begins. It may stay for other steps, too, if the frame asks for several.

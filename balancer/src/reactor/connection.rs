@@ -102,6 +102,8 @@ pub(super) struct Connection {
     pub(super) planned: Time,
     /// What came of a frame that is not whole.
     pub(super) input: Vec<u8>,
+    /// The length of the last frame that was put together there, in bytes; 0 for a small one.
+    pub(super) last_large: u32,
     /// What of `input`'s memory is counted into the sum over all connections.
     pub(super) input_counted: usize,
     pub(super) output: Output,
@@ -140,6 +142,7 @@ impl Connection {
             blocked_since: None,
             planned: NEVER,
             input: Vec::new(),
+            last_large: 0,
             input_counted: 0,
             output: Output::default(),
         }
@@ -173,7 +176,7 @@ impl Connection {
     }
 
     /// Moves bytes from `chunk` behind what is there of an unfinished frame, up to that frame's end. Gives the
-    /// frame once it is whole.
+    /// frame once it is whole, and what was there behind it already.
     ///
     /// Memory grows with the bytes that came, doubling, and never beyond what the frame needs.
     ///
@@ -184,12 +187,13 @@ impl Connection {
         context: &Context,
         chunk: &Bytes,
         from: &mut usize,
-    ) -> Result<Option<Bytes>, Refusal> {
+    ) -> Result<Option<(Bytes, Bytes)>, Refusal> {
         loop {
             let rest = &chunk[*from..];
             let length = self.session.frame_bytes(context, &self.input, rest)?;
             if self.input.len() >= length {
-                return Ok(Some(Bytes::from(std::mem::take(&mut self.input))));
+                self.note_length(length);
+                return Ok(Some(split_frame(std::mem::take(&mut self.input), length)));
             }
             if rest.is_empty() {
                 return Ok(None);
@@ -277,6 +281,18 @@ impl Connection {
     }
 }
 
+/// Takes a frame of this length, and what is behind it, apart. The frame's memory is nobody else's, and at most about twice
+/// as large as the frame.
+fn split_frame(input: Vec<u8>, length: usize) -> (Bytes, Bytes) {
+    let behind = Bytes::copy_from_slice(&input[length..]);
+    if input.capacity() / 2 > length + LEAST_INPUT {
+        return (Bytes::copy_from_slice(&input[..length]), behind);
+    }
+    let mut frame = Bytes::from(input);
+    frame.truncate(length);
+    (frame, behind)
+}
+
 /// Makes room for `more` bytes of a frame of `length`: twice of what is there, but not more than the frame.
 fn grow(input: &mut Vec<u8>, more: usize, length: usize) {
     let needed = input.len() + more;
@@ -314,7 +330,7 @@ pub(super) mod tests {
     }
 
     /// A connection that has said HELLO, and the listener that keeps its other end waiting.
-    fn client() -> (Connection, std::net::TcpListener) {
+    pub(in super::super) fn client() -> (Connection, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
         let mut connection = Connection::new(stream, Listener::Clients, &context(), Time(0));
@@ -353,7 +369,7 @@ pub(super) mod tests {
                     break;
                 }
             }
-            assert_eq!(whole.as_ref(), Some(&frame), "pieces of {piece} bytes");
+            assert_eq!(whole, Some((frame.clone(), Bytes::new())), "pieces of {piece} bytes");
             assert_eq!(taken, frame.len());
             assert_eq!(connection.input.capacity(), 0, "nothing is kept");
         }
@@ -372,7 +388,7 @@ pub(super) mod tests {
         let mut from = 0;
         let whole =
             connection.complete(&context(), &frame.slice(100_000..), &mut from).expect("a good header");
-        assert_eq!(whole, Some(frame));
+        assert_eq!(whole, Some((frame, Bytes::new())));
     }
 
     #[test]

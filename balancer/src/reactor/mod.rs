@@ -59,6 +59,7 @@ mod error;
 pub(crate) mod exchange;
 mod front;
 mod hub;
+mod large;
 mod listener;
 mod net;
 mod read_buffer;

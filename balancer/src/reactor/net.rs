@@ -135,6 +135,13 @@ impl Net {
         all > self.settings.max_incomplete_bytes && self.incomplete_bytes.saturating_mul(reactors) >= all
     }
 
+    /// Bytes of memory that the heads of large frames may be given before their frames have come: of unfinished frames'
+    /// bound a quarter, less what these hold.
+    pub(super) fn room_for_large_frames(&self) -> usize {
+        let held = self.incomplete_bytes.saturating_add(self.others.incomplete);
+        (self.settings.max_incomplete_bytes / 4).saturating_sub(held)
+    }
+
     /// Tells the other reactors what this one holds, and learns what they do.
     pub(super) fn share_totals(&mut self) {
         let Some((number, totals)) = &self.shared else { return };

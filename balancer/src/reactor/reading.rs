@@ -8,6 +8,7 @@ use reparto_protocol::ErrorCode;
 use super::connection::Phase;
 use super::decider::Decider;
 use super::listener::plan;
+use super::read_buffer::READ_BYTES;
 use super::turn::Reactor;
 use crate::dialect::{Answer, Refusal, Step};
 use crate::scheduler::{Event, Peer};
@@ -26,7 +27,8 @@ enum Stop {
 }
 
 impl<D: Decider> Reactor<D> {
-    /// Gives a connection its part of the turn: one read, and all that came with it. Says how many bytes came.
+    /// Gives a connection its part of the turn: one read, or several of large frames, and all that came with it. Says how
+    /// many bytes came.
     pub(super) fn serve(&mut self, peer: Peer) -> usize {
         let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
         connection.queued = false;
@@ -44,32 +46,73 @@ impl<D: Decider> Reactor<D> {
             }
             return bytes;
         }
-        if !connection.readable {
-            return 0;
+        let mut bytes = 0;
+        // Large frames are read one by one, so there may be several to a turn.
+        while self.has_input(peer) && bytes < READ_BYTES {
+            match self.read_once(peer) {
+                0 => break,
+                count => bytes += count,
+            }
+            if !self.expects_large(peer) {
+                break;
+            }
         }
-        match self.net.read_buffer.read(&mut connection.stream) {
-            Ok((chunk, _)) if chunk.is_empty() => {
+        self.net.queue_again(peer);
+        bytes
+    }
+
+    /// Whether a connection may be read from, and may have something to be read.
+    fn has_input(&mut self, peer: Peer) -> bool {
+        let connection = self.net.connections.get_mut(peer);
+        connection.is_some_and(|connection| connection.readable && !connection.is_held_up())
+    }
+
+    /// Whether what comes next on a connection belongs to a large frame, for which there is room then.
+    fn expects_large(&mut self, peer: Peer) -> bool {
+        let room = self.net.room_for_large_frames();
+        let connection = self.net.connections.get_mut(peer);
+        connection.is_some_and(|connection| {
+            connection.phase == Phase::Open
+                && !connection.input_over
+                && connection.expects_large(&self.net.context, room)
+        })
+    }
+
+    /// Reads once, and takes in what came. Says how many bytes that were.
+    fn read_once(&mut self, peer: Peer) -> usize {
+        let large = self.expects_large(peer);
+        let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
+        let mut chunk = Bytes::new();
+        let read = if large {
+            connection.read_large()
+        } else {
+            self.net.read_buffer.read(&mut connection.stream).map(|(bytes, more)| {
+                chunk = bytes;
+                (chunk.len(), more)
+            })
+        };
+        match read {
+            Ok((0, _)) => {
                 self.input_over(peer);
                 0
             }
-            Ok((chunk, more)) => {
+            Ok((count, more)) => {
                 connection.readable = more || connection.ending;
-                let bytes = chunk.len();
                 if connection.phase == Phase::Open && !connection.input_over {
                     self.heard(peer);
                     self.take_in(peer, &chunk);
                 }
-                self.net.queue_again(peer);
-                bytes
+                count
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 connection.readable = false;
+                if large {
+                    connection.expect_nothing();
+                    self.count_input(peer, false);
+                }
                 0
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.net.queue_again(peer);
-                0
-            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => {
                 self.lost(peer, &error.to_string());
                 0
@@ -114,15 +157,19 @@ impl<D: Decider> Reactor<D> {
 
     /// Takes in a chunk: first what completes an unfinished frame, then frames where they lie, and keeps the rest.
     fn take_in(&mut self, peer: Peer, chunk: &Bytes) {
-        let mut from = 0;
+        let (mut chunk, mut from) = (chunk.clone(), 0);
         let mut whole_frames = false;
         let Some(connection) = self.net.connections.get_mut(peer) else { return };
         if !connection.input.is_empty() {
-            match connection.complete(&self.net.context, chunk, &mut from) {
+            match connection.complete(&self.net.context, &chunk, &mut from) {
                 Err(refusal) => return self.close(peer, &refusal),
                 Ok(None) => return self.count_input(peer, false),
-                Ok(Some(frame)) => {
+                Ok(Some((frame, behind))) => {
                     whole_frames = true;
+                    if !behind.is_empty() {
+                        // It was read into memory of its own, and nothing came elsewhere.
+                        (chunk, from) = (behind, 0);
+                    }
                     match self.decode(peer, &frame, 0) {
                         Stop::Closed => return,
                         // It was completed to its own length, so nothing is left of it. A dialect that took
@@ -138,7 +185,7 @@ impl<D: Decider> Reactor<D> {
                 }
             }
         }
-        match self.decode(peer, chunk, from) {
+        match self.decode(peer, &chunk, from) {
             Stop::Closed => {}
             Stop::Later(at) => self.park(peer, &chunk[at..]),
             Stop::Incomplete(at) => {

@@ -10,6 +10,7 @@ use super::BalancerError;
 use super::connection::Due;
 use super::deadlines::NEVER;
 use super::decider::Decider;
+use super::large::show_allocator_large_frames;
 use super::listener::plan;
 use super::net::{Net, touch};
 use super::settings::MOST_LISTENERS;
@@ -65,6 +66,7 @@ impl<D: Decider> Reactor<D> {
     /// Turns until it was stopped and all is done.
     pub(super) fn run(mut self) -> Result<(), BalancerError> {
         let mut events = Events::with_capacity(EVENTS);
+        show_allocator_large_frames();
         loop {
             let mut timeout = self.timeout();
             if timeout != Some(Duration::ZERO) && !self.decider.lie_down()? {

@@ -13,7 +13,8 @@ use super::slab::Slab;
 const SHARE_PART_BYTES: usize = 32 * 1024;
 
 /// The same for payloads of tasks, which may wait for long. Any piece keeps the whole of its buffer alive, which is
-/// 256 KiB: so what payloads keep in memory is at most twice what they are counted for.
+/// 256 KiB, or no more than a frame where nobody else holds it: so what payloads keep in memory is at most twice what
+/// they are counted for.
 const KEEP_SHARED_BYTES: usize = 128 * 1024;
 
 /// Bytes that belong to a task or its result, where they lie now.
@@ -73,6 +74,17 @@ impl<'a> Payload<'a> {
         match self.memory {
             Some(memory) if memory.len() == self.bytes.len() => memory.clone(),
             Some(memory) if self.bytes.len() >= SHARE_PART_BYTES => memory.slice_ref(self.bytes),
+            _ => Bytes::copy_from_slice(self.bytes),
+        }
+    }
+
+    /// The bytes to keep for long.
+    fn to_kept(self) -> Bytes {
+        let is_most_of = |memory: &Bytes| memory.is_unique() && memory.len() <= 2 * self.bytes.len();
+        match self.memory {
+            Some(memory) if self.bytes.len() >= KEEP_SHARED_BYTES || is_most_of(memory) => {
+                memory.slice_ref(self.bytes)
+            }
             _ => Bytes::copy_from_slice(self.bytes),
         }
     }
@@ -216,10 +228,7 @@ impl Store {
                 return Kept { place: (class as u32) << CLASS_SHIFT | number, bytes: length };
             }
         }
-        let number = self.own.insert(match payload.memory {
-            Some(memory) if bytes.len() >= KEEP_SHARED_BYTES => memory.slice_ref(bytes),
-            _ => Bytes::copy_from_slice(bytes),
-        });
+        let number = self.own.insert(payload.to_kept());
         assert!(number < 1 << CLASS_SHIFT, "the bound on tasks is far below 2^28");
         Kept { place: OWN << CLASS_SHIFT | number, bytes: length }
     }
@@ -432,7 +441,19 @@ mod tests {
         let buffer = Bytes::from(vec![1; 256 * 1024]);
         let large = store.keep(0, Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES]));
         assert_eq!(store.get(0, large).as_slice().as_ptr(), buffer.as_ptr());
+        // Somebody else, such as a reader's buffer, has more of this memory than is seen here.
+        let _others = buffer.clone();
         let small = store.keep(1, Payload::within(&buffer, &buffer[..KEEP_SHARED_BYTES - 1]));
         assert_ne!(store.get(1, small).as_slice().as_ptr(), buffer.as_ptr());
+    }
+
+    #[test]
+    fn payloads_of_tasks_share_a_frame_that_nobody_else_holds_if_they_are_half_of_it() {
+        let mut store = Store::new(1 << 30);
+        let frame = Bytes::from(vec![1; 60_000]);
+        let little = store.keep(0, Payload::within(&frame, &frame[..29_000]));
+        assert_ne!(store.get(0, little).as_slice().as_ptr(), frame.as_ptr());
+        let most = store.keep(1, Payload::within(&frame, &frame[100..]));
+        assert_eq!(store.get(1, most).as_slice().as_ptr(), frame[100..].as_ptr());
     }
 }

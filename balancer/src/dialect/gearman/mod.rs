@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use handle::Handle;
+pub use packet::is_head;
 pub use questions::Question;
 pub(crate) use questions::{Place, reply};
 

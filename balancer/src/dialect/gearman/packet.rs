@@ -153,6 +153,11 @@ impl Header {
     }
 }
 
+/// Whether these bytes hold a packet's whole head.
+pub fn is_head(bytes: &[u8]) -> bool {
+    bytes.len() >= HEADER_BYTES && bytes[0] == REQUEST[0]
+}
+
 /// Takes the first argument off, and the NUL behind it.
 pub(super) fn take_argument<'a>(data: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = data.iter().position(|byte| *byte == 0)?;
