@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use reparto_bench::peers::{self, Options, Parts, PeersError, Report, Scenario, Server, page};
+use reparto_bench::peers::{self, Options, Parts, Report, Scenario, Server, page};
 
 use crate::client_side::{EXIT_FAILED, EXIT_USAGE, complain};
 use crate::parse;
@@ -173,9 +173,7 @@ fn run_peers(args: &PeersArgs, program: PathBuf, stop: &AtomicBool) -> ExitCode 
     }
     match peers::run(&args.options(program), stop) {
         Ok(report) => conclude(args, &report),
-        Err(PeersError::Interrupted) => fail(INTERRUPTED, "interrupted; nothing was written"),
-        Err(error @ PeersError::Options(_)) => fail(EXIT_USAGE, &error.to_string()),
-        Err(error) => fail(EXIT_FAILED, &error.to_string()),
+        Err(error) => conclusion::without_report(&error),
     }
 }
 
@@ -198,9 +196,7 @@ fn conclude(args: &PeersArgs, report: &Report) -> ExitCode {
 }
 
 fn print_conditions(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let machine = &report.machine;
-    writeln!(out, "{} cores of {}; {}", machine.cores, machine.processor, machine.system)?;
-    writeln!(out, "load averages when it began: {}", machine.load)?;
+    conclusion::print_machine(&report.machine, out)?;
     writeln!(out, "{}", report.versions.join(", "))?;
     writeln!(
         out,

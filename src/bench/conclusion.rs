@@ -4,9 +4,25 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use reparto_bench::peers::{Lacking, PeersError, Table};
+use reparto_bench::peers::{Lacking, Machine, PeersError, Table};
 
-use crate::client_side::{EXIT_FAILED, EXIT_OK, complain};
+use super::{INTERRUPTED, fail};
+use crate::client_side::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, complain};
+
+/// The end of a run that has nothing to report.
+pub(super) fn without_report(error: &PeersError) -> ExitCode {
+    match error {
+        PeersError::Interrupted => fail(INTERRUPTED, "interrupted; nothing was written"),
+        PeersError::Options(_) => fail(EXIT_USAGE, &error.to_string()),
+        _ => fail(EXIT_FAILED, &error.to_string()),
+    }
+}
+
+/// Says what the figures were measured on.
+pub(super) fn print_machine(machine: &Machine, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{} cores of {}; {}", machine.cores, machine.processor, machine.system)?;
+    writeln!(out, "load averages when it began: {}", machine.load)
+}
 
 /// What a run has found.
 pub(super) struct Conclusion<'a> {

@@ -7,11 +7,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reparto_bench::durable::{self, Options, Peer, Report};
-use reparto_bench::peers::PeersError;
 
-use super::conclusion::Conclusion;
-use super::{INTERRUPTED, command_line, fail};
-use crate::client_side::{EXIT_FAILED, EXIT_USAGE};
+use super::command_line;
+use super::conclusion::{self, Conclusion};
 use crate::parse;
 
 /// Compare Reparto's durable tasks with JetStream, RabbitMQ, beanstalkd and gearmand.
@@ -134,9 +132,7 @@ impl Args {
 pub(super) fn run(args: &Args, program: PathBuf, stop: &AtomicBool) -> ExitCode {
     match durable::run(&args.options(program), stop) {
         Ok(report) => conclude(args, &report),
-        Err(PeersError::Interrupted) => fail(INTERRUPTED, "interrupted; nothing was written"),
-        Err(error @ PeersError::Options(_)) => fail(EXIT_USAGE, &error.to_string()),
-        Err(error) => fail(EXIT_FAILED, &error.to_string()),
+        Err(error) => conclusion::without_report(&error),
     }
 }
 
@@ -157,8 +153,7 @@ fn conclude(args: &Args, report: &Report) -> ExitCode {
 
 fn print_conditions(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let (machine, disk) = (&report.machine, &report.disk);
-    writeln!(out, "{} cores of {}; {}", machine.cores, machine.processor, machine.system)?;
-    writeln!(out, "load averages when it began: {}", machine.load)?;
+    conclusion::print_machine(machine, out)?;
     writeln!(
         out,
         "data in {}, on {}: a 4 KiB write with its sync took {:.0} us (median of 200, before the run)",
