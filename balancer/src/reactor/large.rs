@@ -12,7 +12,7 @@ use std::io;
 use mio::net::TcpStream;
 
 use super::connection::Connection;
-use super::read_buffer::SHORT_MEANS_BLOCKED;
+use super::read_buffer::{READ_BYTES, SHORT_MEANS_BLOCKED};
 use crate::dialect::Context;
 
 /// Frames of this many bytes or more are large.
@@ -36,29 +36,28 @@ pub(super) fn show_allocator_large_frames() {
 }
 
 impl Connection {
-    /// Whether what comes next belongs to a large frame. It has room for some of it then: for all of it where the head
-    /// may be believed, which is where `room` has as many bytes.
-    pub(super) fn expects_large(&mut self, context: &Context, room: usize) -> bool {
+    /// The length of the frame that comes next, in bytes, if it is a large one and is to be read into memory of its own.
+    /// `room` is how many bytes of memory such frames may be given before they have come.
+    pub(super) fn expects_large(&self, context: &Context, room: usize) -> Option<usize> {
         if self.parked {
-            return false;
+            return None;
         }
         let known = match self.input.is_empty() {
             true => Some(self.last_large as usize).filter(|length| length + HEAD_BYTES <= room),
             false => self.session.known_frame_bytes(context, &self.input),
         };
-        let Some(length) = known.filter(|length| *length >= LARGE_BYTES && *length > self.input.len()) else {
-            return false;
-        };
-        if self.last_large == 0 && self.input.len() < LARGE_BYTES / 2 {
-            return false;
-        }
+        let believed = self.last_large > 0 || self.input.len() >= LARGE_BYTES / 2;
+        known.filter(|length| believed && *length >= LARGE_BYTES && *length > self.input.len())
+    }
+
+    /// Makes room for some of a large frame: for all of it where `room` has as many bytes.
+    fn make_room(&mut self, length: usize, room: usize) {
         let most = length + HEAD_BYTES;
-        let believed = if most <= room { AT_ONCE_BYTES } else { LARGE_BYTES };
         if self.input.capacity() - self.input.len() < LARGE_BYTES.min(most - self.input.len()) {
-            let capacity = most.min(believed.max(2 * self.input.len()));
+            let at_once = if most <= room { AT_ONCE_BYTES } else { LARGE_BYTES };
+            let capacity = most.min(at_once.max(2 * self.input.len()));
             self.input.reserve_exact(capacity - self.input.len());
         }
-        true
     }
 
     /// Notes the length of a frame that has come, for the one after it.
@@ -73,28 +72,28 @@ impl Connection {
         }
     }
 
-    /// Reads once, behind what is there of a large frame. Says how many bytes came, and whether more may be there.
+    /// Reads once, behind what is there of a large frame of this length. Says how many bytes came, [`READ_BYTES`] at
+    /// most, and whether more may be there.
     ///
     /// # Errors
     /// The socket's.
-    pub(super) fn read_large(&mut self) -> io::Result<(usize, bool)> {
-        let room = self.input.capacity() - self.input.len();
-        let count = read_behind(&self.stream, &mut self.input)?;
-        Ok((count, count == room || !SHORT_MEANS_BLOCKED))
+    pub(super) fn read_large(&mut self, length: usize, room: usize) -> io::Result<(usize, bool)> {
+        self.make_room(length, room);
+        let asked = (self.input.capacity() - self.input.len()).min(READ_BYTES);
+        let count = read_behind(&self.stream, &mut self.input, asked)?;
+        Ok((count, count == asked || !SHORT_MEANS_BLOCKED))
     }
 }
 
-/// Reads as many bytes as there is memory for, without setting it to anything before.
-#[cfg(unix)]
-fn read_behind(stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
-    Ok(rustix::io::read(stream, rustix::buffer::spare_capacity(input))?)
-}
-
-/// Reads as many bytes as there is memory for.
-#[cfg(not(unix))]
-fn read_behind(mut stream: &TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
+/// Reads this many bytes at most, for which there is memory.
+fn read_behind(mut stream: &TcpStream, input: &mut Vec<u8>, asked: usize) -> io::Result<usize> {
+    // Where it may fill all of the memory, that need not be set to anything before.
+    #[cfg(unix)]
+    if asked == input.capacity() - input.len() {
+        return Ok(rustix::io::read(stream, rustix::buffer::spare_capacity(input))?);
+    }
     let before = input.len();
-    input.resize(input.capacity(), 0);
+    input.resize(before + asked, 0);
     let read = io::Read::read(&mut stream, &mut input[before..]);
     input.truncate(before + read.as_ref().copied().unwrap_or(0));
     read
@@ -113,13 +112,19 @@ mod tests {
         head
     }
 
+    /// Whether a large frame is expected, for which room is made then.
+    fn prepare(connection: &mut Connection, room: usize) -> bool {
+        let length = connection.expects_large(&context(), room);
+        length.inspect(|length| connection.make_room(*length, room)).is_some()
+    }
+
     #[test]
     fn a_head_alone_gets_no_memory() {
         let (mut connection, _listener) = client();
         connection.input = head_of(65_600);
-        assert!(!connection.expects_large(&context(), 1 << 20));
+        assert!(!prepare(&mut connection, 1 << 20));
         connection.input.resize(LARGE_BYTES / 2, 0);
-        assert!(connection.expects_large(&context(), 1 << 20), "much of it has come");
+        assert!(prepare(&mut connection, 1 << 20), "much of it has come");
     }
 
     #[test]
@@ -127,7 +132,7 @@ mod tests {
         let (mut connection, _listener) = client();
         connection.note_length(LARGE_BYTES);
         connection.input = head_of(65_600);
-        assert!(connection.expects_large(&context(), 1 << 20));
+        assert!(prepare(&mut connection, 1 << 20));
         assert_eq!(connection.input.capacity(), 65_600 + HEAD_BYTES);
     }
 
@@ -137,11 +142,11 @@ mod tests {
             let (mut connection, _listener) = client();
             connection.note_length(LARGE_BYTES);
             connection.input = head_of(15 << 20);
-            assert!(connection.expects_large(&context(), room));
+            assert!(prepare(&mut connection, room));
             assert!((least..=most).contains(&connection.input.capacity()));
             while connection.input.len() < 15 << 20 {
                 let before = connection.input.len();
-                assert!(connection.expects_large(&context(), room));
+                assert!(prepare(&mut connection, room));
                 assert!(connection.input.capacity() > before, "there is room for something");
                 assert!(connection.input.capacity() <= most.max(2 * before), "and for no more than that");
                 connection.input.resize(connection.input.capacity(), 0);
@@ -153,15 +158,15 @@ mod tests {
     #[test]
     fn after_a_large_frame_the_next_is_expected_to_be_as_large() {
         let (mut connection, _listener) = client();
-        assert!(!connection.expects_large(&context(), 1 << 20), "nothing has come yet");
+        assert!(!prepare(&mut connection, 1 << 20), "nothing has come yet");
         connection.note_length(65_600);
-        assert!(!connection.expects_large(&context(), 65_600), "there is no room for it");
-        assert!(connection.expects_large(&context(), 1 << 20));
+        assert!(!prepare(&mut connection, 65_600), "there is no room for it");
+        assert!(prepare(&mut connection, 1 << 20));
         assert_eq!(connection.input.capacity(), 65_600 + HEAD_BYTES);
         connection.expect_nothing();
         assert_eq!(connection.input.capacity(), 0, "an idle connection holds no buffer");
         connection.note_length(100);
-        assert!(!connection.expects_large(&context(), 1 << 20));
+        assert!(!prepare(&mut connection, 1 << 20));
     }
 
     #[test]
@@ -170,11 +175,32 @@ mod tests {
         connection.note_length(LARGE_BYTES);
         for length in [100, LARGE_BYTES - 1, 1 << 30] {
             connection.input = head_of(length);
-            assert!(!connection.expects_large(&context(), 1 << 20), "{length}");
+            assert!(!prepare(&mut connection, 1 << 20), "{length}");
         }
         connection.input = head_of(LARGE_BYTES);
-        assert!(connection.expects_large(&context(), 1 << 20));
+        assert!(prepare(&mut connection, 1 << 20));
         connection.input.truncate(15);
-        assert!(!connection.expects_large(&context(), 1 << 20), "its head is not whole");
+        assert!(!prepare(&mut connection, 1 << 20), "its head is not whole");
+    }
+
+    #[test]
+    fn a_read_takes_a_part_of_a_very_large_frame() {
+        let (mut connection, listener) = client();
+        let (mut peer, _) = listener.accept().expect("a connection");
+        let sender = std::thread::spawn(move || {
+            std::io::Write::write_all(&mut peer, &vec![7; 1 << 20]).expect("somebody reads");
+        });
+        let head = head_of(1 << 20);
+        connection.input = head.clone();
+        while connection.input.len() < 1 << 20 {
+            match connection.read_large(1 << 20, 1 << 30) {
+                Ok((count, _)) => assert!((1..=READ_BYTES).contains(&count)),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        assert!(connection.input.starts_with(&head));
+        assert!(connection.input[HEAD_BYTES..].iter().all(|byte| *byte == 7));
+        drop(connection);
+        let _ = sender.join();
     }
 }

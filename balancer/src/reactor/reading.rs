@@ -46,14 +46,14 @@ impl<D: Decider> Reactor<D> {
             }
             return bytes;
         }
+        if !connection.readable {
+            return 0;
+        }
         let mut bytes = 0;
         // Large frames are read one by one, so there may be several to a turn.
-        while self.has_input(peer) && bytes < READ_BYTES {
-            match self.read_once(peer) {
-                0 => break,
-                count => bytes += count,
-            }
-            if !self.expects_large(peer) {
+        loop {
+            bytes += self.read_once(peer);
+            if bytes >= READ_BYTES || !self.expects_large(peer) {
                 break;
             }
         }
@@ -61,35 +61,29 @@ impl<D: Decider> Reactor<D> {
         bytes
     }
 
-    /// Whether a connection may be read from, and may have something to be read.
-    fn has_input(&mut self, peer: Peer) -> bool {
-        let connection = self.net.connections.get_mut(peer);
-        connection.is_some_and(|connection| connection.readable && !connection.is_held_up())
-    }
-
-    /// Whether what comes next on a connection belongs to a large frame, for which there is room then.
-    fn expects_large(&mut self, peer: Peer) -> bool {
+    /// Whether what comes next on a connection belongs to a large frame, and may be read now.
+    pub(super) fn expects_large(&mut self, peer: Peer) -> bool {
         let room = self.net.room_for_large_frames();
         let connection = self.net.connections.get_mut(peer);
         connection.is_some_and(|connection| {
-            connection.phase == Phase::Open
-                && !connection.input_over
-                && connection.expects_large(&self.net.context, room)
+            let serves = connection.open() && connection.readable && !connection.is_held_up();
+            serves && !connection.input_over && connection.expects_large(&self.net.context, room).is_some()
         })
     }
 
     /// Reads once, and takes in what came. Says how many bytes that were.
     fn read_once(&mut self, peer: Peer) -> usize {
-        let large = self.expects_large(peer);
+        let room = self.net.room_for_large_frames();
         let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
+        let takes = connection.open() && !connection.input_over;
+        let large = connection.expects_large(&self.net.context, room).filter(|_| takes);
         let mut chunk = Bytes::new();
-        let read = if large {
-            connection.read_large()
-        } else {
-            self.net.read_buffer.read(&mut connection.stream).map(|(bytes, more)| {
+        let read = match large {
+            Some(length) => connection.read_large(length, room),
+            None => self.net.read_buffer.read(&mut connection.stream).map(|(bytes, more)| {
                 chunk = bytes;
                 (chunk.len(), more)
-            })
+            }),
         };
         match read {
             Ok((0, _)) => {
@@ -106,7 +100,7 @@ impl<D: Decider> Reactor<D> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 connection.readable = false;
-                if large {
+                if large.is_some() {
                     connection.expect_nothing();
                     self.count_input(peer, false);
                 }

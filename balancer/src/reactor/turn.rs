@@ -13,6 +13,7 @@ use super::decider::Decider;
 use super::large::show_allocator_large_frames;
 use super::listener::plan;
 use super::net::{Net, touch};
+use super::read_buffer::READ_BYTES;
 use super::settings::MOST_LISTENERS;
 use crate::dialect::Refusal;
 use crate::scheduler::{Effect, Effects, Peer, Time};
@@ -24,6 +25,10 @@ const FIRST_CONNECTION: usize = FIRST_LISTENER + MOST_LISTENERS;
 
 /// Most bytes read in a turn before outputs are flushed and new events are looked at.
 const TURN_BYTES: usize = 1 << 20;
+
+/// Bytes of large frames read in a turn, after which the rest of them wait for the next: whoever has small ones does not
+/// wait until all that is large has been copied.
+const LARGE_TURN_BYTES: usize = READ_BYTES;
 
 /// Most events taken from the operating system at once.
 const EVENTS: usize = 1024;
@@ -98,7 +103,7 @@ impl<D: Decider> Reactor<D> {
         }
         self.accept();
         self.connect_upstreams();
-        let (mut bytes, mut turns) = (0, self.net.ready.len());
+        let (mut bytes, mut large_bytes, mut turns) = (0, 0, self.net.ready.len());
         while bytes < TURN_BYTES && turns > 0 {
             if self.decider.is_full() {
                 self.send()?;
@@ -108,7 +113,14 @@ impl<D: Decider> Reactor<D> {
             }
             let Some(peer) = self.net.ready.pop_front() else { break };
             turns -= 1;
-            bytes += self.serve(peer);
+            let large = self.expects_large(peer);
+            if large && large_bytes >= LARGE_TURN_BYTES {
+                self.net.ready.push_back(peer);
+                continue;
+            }
+            let came = self.serve(peer);
+            bytes += came;
+            large_bytes += if large { came } else { 0 };
             self.settle();
         }
         self.expire();
