@@ -15,7 +15,7 @@ use bytes::Bytes;
 use reparto_protocol::{ErrorCode, FrameError};
 
 use crate::background::Ask;
-use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Time};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Event, Payload, Peer, Policy, Pulled, Time};
 
 pub mod gearman;
 pub mod lines;
@@ -189,6 +189,14 @@ pub enum Step<'a> {
     Tasks(native::Tasks<'a>),
     /// Results that follow each other, of which each is an [`Event::Finished`].
     Results(native::Results<'a>),
+    /// Announced tasks of one action that follow each other, of which each is an [`Event::Submit`]. When they were
+    /// taken, [`Session::jobs_taken`] must be told.
+    Jobs(gearman::Jobs<'a>),
+    /// A pull worker's questions that follow each other, of which each is an [`Event::Pull`].
+    Grabs(gearman::Grabs),
+    /// A pull worker's results that follow each other, of which each is an [`Event::Finished`]. When they were taken,
+    /// [`Session::results_taken`] must be told.
+    JobResults(gearman::Results<'a>),
     /// A frame that the store has a part in.
     Ask(Ask),
     /// A frame to be answered at once, before the scheduler hears of the event, if there is one.
@@ -326,6 +334,22 @@ impl Session {
         }
     }
 
+    /// A run of jobs was taken, as far as it was.
+    #[inline]
+    pub fn jobs_taken(&mut self, jobs: &gearman::Jobs<'_>) {
+        if let Session::Gearman(session) = self {
+            session.jobs_taken(jobs);
+        }
+    }
+
+    /// A run of a pull worker's results was taken, as far as it was.
+    #[inline]
+    pub fn results_taken(&mut self, results: gearman::Results<'_>) {
+        if let Session::Gearman(session) = self {
+            session.results_taken(results);
+        }
+    }
+
     /// Writes down an effect that concerns this connection; [`assign`](Self::assign) does it for
     /// [`Effect::Assign`].
     #[inline]
@@ -385,7 +409,39 @@ impl Session {
         match self {
             Session::Native(_) => native::result_some(results, out),
             Session::Lines(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
-            Session::Gearman(session) => results.for_each(|(id, payload)| session.result(id, payload, out)),
+            Session::Gearman(session) => session.result_some(results, out),
+        }
+    }
+
+    /// Writes down that tasks were taken, all of whose numbers `ids` gives. Only for dialects whose tasks are announced.
+    #[inline]
+    pub fn created_some(&mut self, ids: &mut impl Iterator<Item = u64>, out: &mut Output) {
+        match self {
+            Session::Gearman(session) => session.created_some(ids, out),
+            Session::Native(_) | Session::Lines(_) => ids.for_each(drop),
+        }
+    }
+
+    /// Writes down a pull worker's assignments of one action, whose form is that of its questions, all that
+    /// `assignments` gives. Only for dialects whose workers pull.
+    #[inline]
+    pub fn assign_pulled<'p>(
+        &mut self,
+        alike: (&str, u8),
+        assignments: &mut impl Iterator<Item = Pulled<'p>>,
+        out: &mut Output,
+    ) {
+        match self {
+            Session::Gearman(session) => session.assign_pulled(alike, assignments, out),
+            Session::Native(_) | Session::Lines(_) => assignments.for_each(drop),
+        }
+    }
+
+    /// Writes down so many times that a pull worker is given no task.
+    #[inline]
+    pub fn no_task_some(&mut self, count: usize, out: &mut Output) {
+        if let Session::Gearman(session) = self {
+            session.no_task_some(count, out);
         }
     }
 

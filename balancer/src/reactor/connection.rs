@@ -80,6 +80,8 @@ pub(super) struct Connection {
     pub(super) queued: bool,
     /// In the list of those to be flushed.
     pub(super) touched: bool,
+    /// It is on the list of those whose output may wait.
+    pub(super) patient: bool,
     /// The socket takes nothing now.
     pub(super) write_blocked: bool,
     /// Not read from, because it does not read either.
@@ -131,6 +133,7 @@ impl Connection {
             input_over: false,
             queued: false,
             touched: false,
+            patient: false,
             write_blocked: false,
             paused: false,
             waiting: false,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::net::Net;
 use super::{BalancerError, Handle};
 use crate::background::{Ask, Keeper};
+use crate::dialect::gearman::{self, Grabs, Jobs};
 use crate::dialect::native::{Results, Tasks};
 use crate::dialect::{self, Asked, Context, Listener};
 use crate::scheduler::{Effects, Event, Peer, Scheduler, Time};
@@ -37,6 +38,39 @@ pub(super) trait Decider {
     /// Takes results of one worker that have come together, as many as can be taken now; one at least.
     #[inline]
     fn finish_all(&mut self, net: &mut Net, peer: Peer, results: &mut Results<'_>) {
+        while let Some(event) = results.next_event(peer) {
+            self.handle(net, event);
+            if self.is_full() {
+                break;
+            }
+        }
+    }
+
+    /// Takes announced tasks of one client that have come together, as many as can be taken now; one at least.
+    #[inline]
+    fn announce_all(&mut self, net: &mut Net, peer: Peer, jobs: &mut Jobs<'_>) {
+        while let Some(event) = jobs.next_event(peer) {
+            self.handle(net, event);
+            if self.is_full() {
+                break;
+            }
+        }
+    }
+
+    /// Takes a pull worker's questions that have come together, as many as can be taken now; one at least.
+    #[inline]
+    fn pull_all(&mut self, net: &mut Net, peer: Peer, grabs: &mut Grabs) {
+        while let Some(event) = grabs.next_event(peer) {
+            self.handle(net, event);
+            if self.is_full() {
+                break;
+            }
+        }
+    }
+
+    /// Takes a pull worker's results that have come together, as many as can be taken now; one at least.
+    #[inline]
+    fn finish_all_pulled(&mut self, net: &mut Net, peer: Peer, results: &mut gearman::Results<'_>) {
         while let Some(event) = results.next_event(peer) {
             self.handle(net, event);
             if self.is_full() {
@@ -178,6 +212,21 @@ impl Decider for Alone {
 
     #[inline]
     fn finish_all(&mut self, net: &mut Net, peer: Peer, results: &mut Results<'_>) {
+        self.scheduler.finish_all(net.now, peer, results, net);
+    }
+
+    #[inline]
+    fn announce_all(&mut self, net: &mut Net, peer: Peer, jobs: &mut Jobs<'_>) {
+        self.scheduler.announce_all(net.now, peer, jobs.action(), jobs, net);
+    }
+
+    #[inline]
+    fn pull_all(&mut self, net: &mut Net, peer: Peer, grabs: &mut Grabs) {
+        self.scheduler.pull_all(net.now, peer, grabs.take(), net);
+    }
+
+    #[inline]
+    fn finish_all_pulled(&mut self, net: &mut Net, peer: Peer, results: &mut gearman::Results<'_>) {
         self.scheduler.finish_all(net.now, peer, results, net);
     }
 

@@ -3,12 +3,15 @@
 
 use bytes::Bytes;
 
+use super::connection::Connection;
 use super::decider::Decider;
 use super::net::Net;
 use super::turn::Reactor;
 use crate::background::{Noted, Outlet};
 use crate::dialect::{Answer, Asked};
-use crate::scheduler::{Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, ProgressKind};
+use crate::scheduler::{
+    Assignment, AssignmentId, Effect, Effects, Event, Payload, Peer, ProgressKind, Pulled,
+};
 
 impl<'a> Effects<'a> for Net {
     fn push(&mut self, effect: Effect<'a>) {
@@ -68,6 +71,40 @@ impl<'a> Effects<'a> for Net {
         }
     }
 
+    #[inline]
+    fn created_some(&mut self, peer: Peer, ids: &mut impl Iterator<Item = u64>) {
+        self.effects += 1;
+        let open = self.append_patiently(peer, |connection| {
+            connection.session.created_some(ids, &mut connection.output);
+        });
+        if !open {
+            each(ids, |id| self.push(Effect::Created { peer, id }));
+        }
+    }
+
+    #[inline]
+    fn assign_pulled<'p>(
+        &mut self,
+        peer: Peer,
+        alike: (&str, u8),
+        assignments: &mut impl Iterator<Item = Pulled<'p>>,
+    ) {
+        self.effects += 1;
+        let open = self.append(peer, |connection| {
+            connection.session.assign_pulled(alike, assignments, &mut connection.output);
+        });
+        if !open {
+            // Nobody but a connection pulls.
+            each(assignments, |_| {});
+        }
+    }
+
+    #[inline]
+    fn no_task_some(&mut self, peer: Peer, count: usize) {
+        self.effects += 1;
+        self.append(peer, |connection| connection.session.no_task_some(count, &mut connection.output));
+    }
+
     fn count(&self) -> usize {
         self.effects
     }
@@ -98,13 +135,22 @@ impl Net {
                 self.stopped = true;
                 return;
             }
+            Effect::Created { peer, id } => {
+                let (peer, id) = (*peer, *id);
+                let created = |connection: &mut Connection| {
+                    connection.session.created_some(&mut std::iter::once(id), &mut connection.output);
+                };
+                if !self.append_patiently(peer, created) && peer.is_insider() {
+                    self.notes.extend(Noted::of(&effect));
+                }
+                return;
+            }
             Effect::Progress { peer, kind: ProgressKind::Report, .. } if self.is_full(*peer) => return,
             Effect::Assign { peer, .. }
             | Effect::CancelAssignment { peer, .. }
             | Effect::Result { peer, .. }
             | Effect::Fail { peer, .. }
             | Effect::Progress { peer, .. }
-            | Effect::Created { peer, .. }
             | Effect::Refused { peer, .. }
             | Effect::NoTask { peer }
             | Effect::Wake { peer }
@@ -205,6 +251,7 @@ impl<D: Decider> Reactor<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::Listener;
     use crate::reactor::Settings;
 
     #[test]
@@ -222,5 +269,47 @@ mod tests {
             noted.push(matches!(note, Noted::Assigned(..)));
         }
         assert_eq!(noted, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn that_a_task_was_taken_goes_with_what_follows_or_after_some_turns_or_when_nothing_else_happens() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let poll = mio::Poll::new().expect("a poll");
+        let mut net = Net::new(poll, (address, address), Settings::default(), None);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let stream =
+            std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        stream.set_nonblocking(true).expect("a socket can be");
+        let stream = mio::net::TcpStream::from_std(stream);
+        let connection = Connection::new(stream, Listener::Gearman, &net.context, net.now);
+        let peer = net.add(connection).expect("a peer");
+        let is_due = |net: &mut Net| !std::mem::take(&mut net.touched).is_empty();
+        let flushed = |net: &mut Net| {
+            let connection = net.connections.get_mut(peer).expect("it is open");
+            connection.touched = false;
+            connection.output.advance(usize::MAX);
+        };
+
+        net.created_some(peer, &mut [1, 2].into_iter());
+        net.hurry(false);
+        assert!(!is_due(&mut net), "more may follow");
+        net.hurry(true);
+        assert!(is_due(&mut net), "nothing follows");
+        flushed(&mut net);
+
+        net.push(Effect::Created { peer, id: 3 });
+        let turns = (1..100).find(|_| {
+            net.hurry(false);
+            is_due(&mut net)
+        });
+        assert_eq!(turns, Some(17), "it waits for some turns and no longer");
+        flushed(&mut net);
+
+        net.push(Effect::Created { peer, id: 4 });
+        net.result(peer, 4, Payload::new(b"x"));
+        assert!(is_due(&mut net), "both are written");
+        flushed(&mut net);
+        net.hurry(true);
+        assert!(!is_due(&mut net), "nothing is left to be written");
     }
 }

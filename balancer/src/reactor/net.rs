@@ -20,6 +20,9 @@ use crate::background::Noted;
 use crate::dialect::{Context, gearman};
 use crate::scheduler::{Peer, Time};
 
+/// Turns that pass at most before what may wait for more to go with it is written all the same.
+const MOST_PATIENT_TURNS: u32 = 16;
+
 /// The connections of a reactor.
 #[derive(Debug)]
 pub(super) struct Net {
@@ -43,6 +46,10 @@ pub(super) struct Net {
     pub(super) ready: VecDeque<Peer>,
     /// Those to be flushed at the end of the turn.
     pub(super) touched: Vec<Peer>,
+    /// Those whose output is only what may wait for more to go with it.
+    pub(super) patient: Vec<Peer>,
+    /// Turns that the oldest of those has waited.
+    pub(super) patient_turns: u32,
     /// Those whose flush goes on in the next turn; empty between flushes.
     pub(super) unfinished: Vec<Peer>,
     /// Those to be dropped once the scheduler has done with the event at hand.
@@ -100,6 +107,8 @@ impl Net {
             read_buffer: ReadBuffer::new(),
             ready: VecDeque::new(),
             touched: Vec::new(),
+            patient: Vec::new(),
+            patient_turns: 0,
             unfinished: Vec::new(),
             doomed: Vec::new(),
             spare: Vec::new(),
@@ -157,10 +166,28 @@ impl Net {
     /// it was.
     #[inline(always)]
     pub(super) fn append(&mut self, peer: Peer, write: impl FnOnce(&mut Connection)) -> bool {
+        self.append_when(peer, false, write)
+    }
+
+    /// The same with what its peer can wait for while there is something else to do: mostly more follows in a moment, and
+    /// goes in the same write. See [`hurry`](Self::hurry).
+    #[inline(always)]
+    pub(super) fn append_patiently(&mut self, peer: Peer, write: impl FnOnce(&mut Connection)) -> bool {
+        self.append_when(peer, true, write)
+    }
+
+    #[inline(always)]
+    fn append_when(&mut self, peer: Peer, may_wait: bool, write: impl FnOnce(&mut Connection)) -> bool {
         let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
             return false;
         };
-        touch(peer, connection, &mut self.touched, &mut self.spare);
+        if !may_wait {
+            touch(peer, connection, &mut self.touched, &mut self.spare);
+        } else if !connection.touched && !connection.patient {
+            connection.patient = true;
+            self.patient.push(peer);
+            connection.lend(&mut self.spare);
+        }
         let before = connection.output.weight();
         write(connection);
         let waiting = connection.output.weight();
@@ -185,6 +212,25 @@ impl Net {
         );
         connection.doomed = true;
         self.doomed.push(peer);
+    }
+
+    /// Has what waits patiently flushed in this turn: when nothing else happened in it, and else after some turns.
+    pub(super) fn hurry(&mut self, is_idle: bool) {
+        if self.patient.is_empty() {
+            return;
+        }
+        self.patient_turns += 1;
+        if !is_idle && self.patient_turns <= MOST_PATIENT_TURNS {
+            return;
+        }
+        self.patient_turns = 0;
+        for peer in self.patient.drain(..) {
+            let Some(connection) = self.connections.get_mut(peer) else { continue };
+            connection.patient = false;
+            if !connection.output.is_empty() {
+                touch(peer, connection, &mut self.touched, &mut self.spare);
+            }
+        }
     }
 
     /// Has a connection looked at when outputs are flushed.

@@ -226,6 +226,33 @@ impl<D: Decider> Reactor<D> {
                         return Stop::Later(from);
                     }
                 }
+                Ok(Step::Jobs(mut jobs)) => {
+                    self.decider.announce_all(&mut self.net, outside, &mut jobs);
+                    from = jobs.at();
+                    if let Some(connection) = self.net.connections.get_mut(peer) {
+                        connection.session.jobs_taken(&jobs);
+                    }
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
+                Ok(Step::Grabs(mut grabs)) => {
+                    self.decider.pull_all(&mut self.net, outside, &mut grabs);
+                    from = grabs.at();
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
+                Ok(Step::JobResults(mut results)) => {
+                    self.decider.finish_all_pulled(&mut self.net, outside, &mut results);
+                    from = results.at();
+                    if let Some(connection) = self.net.connections.get_mut(peer) {
+                        connection.session.results_taken(results);
+                    }
+                    if self.decider.is_full() {
+                        return Stop::Later(from);
+                    }
+                }
                 Ok(Step::Ask(ask)) => {
                     self.decider.ask(&mut self.net, outside, ask);
                     if self.decider.is_full() {

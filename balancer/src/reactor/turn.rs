@@ -87,15 +87,17 @@ impl<D: Decider> Reactor<D> {
             for event in &events {
                 self.note(event);
             }
-            let all_sent = self.turn()?;
+            let is_idle = events.is_empty() && self.net.ready.is_empty();
+            let all_sent = self.turn(is_idle)?;
             if all_sent && self.left() {
                 return self.decider.failure().map_or(Ok(()), Err);
             }
         }
     }
 
-    /// What a turn consists of, once events are noted. Says whether other reactors were sent all that is for them.
-    fn turn(&mut self) -> Result<bool, BalancerError> {
+    /// What a turn consists of, once events are noted, of which there may be none. Says whether other reactors were sent
+    /// all that is for them.
+    fn turn(&mut self, is_idle: bool) -> Result<bool, BalancerError> {
         self.decider.receive(&mut self.net)?;
         self.settle();
         if self.stop == Stop::No && self.must_stop() {
@@ -131,6 +133,7 @@ impl<D: Decider> Reactor<D> {
         self.settle();
         // The others go on while we write.
         self.send()?;
+        self.net.hurry(is_idle);
         self.flush();
         self.go_on_stopping();
         self.hold_input_to_its_bound();
@@ -152,7 +155,8 @@ impl<D: Decider> Reactor<D> {
     /// How long to wait for events: not at all while there is something left to do.
     fn timeout(&self) -> Option<Duration> {
         let may_serve = !self.net.ready.is_empty() && !self.decider.is_full();
-        if may_serve || !self.net.touched.is_empty() || self.net.may_accept() {
+        let may_flush = !self.net.touched.is_empty() || !self.net.patient.is_empty();
+        if may_serve || may_flush || self.net.may_accept() {
             return Some(Duration::ZERO);
         }
         let stop = match self.stop {

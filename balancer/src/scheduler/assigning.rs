@@ -17,7 +17,13 @@ impl Scheduler {
         } else {
             self.flows.push_back(&mut action.queue, &mut self.tasks, task);
         }
-        self.queued += 1;
+        self.note_queued(index, 1);
+    }
+
+    /// So many tasks more stand in an action's queue.
+    pub(super) fn note_queued(&mut self, index: u32, count: usize) {
+        self.queued += count;
+        let action = &mut self.actions[index];
         if action.in_backlog == NONE {
             action.in_backlog = self.backlog.len() as u32;
             self.backlog.push(index);
@@ -28,11 +34,12 @@ impl Scheduler {
     pub(super) fn unqueue(&mut self, task: u32) {
         let action = self.tasks[task].action;
         self.flows.remove(&mut self.actions[action].queue, &mut self.tasks, task);
-        self.note_unqueued(action);
+        self.note_unqueued(action, 1);
     }
 
-    fn note_unqueued(&mut self, index: u32) {
-        self.queued -= 1;
+    /// So many tasks fewer stand in an action's queue.
+    pub(super) fn note_unqueued(&mut self, index: u32, count: usize) {
+        self.queued -= count;
         let action = &mut self.actions[index];
         if action.queue.is_empty() {
             let at = std::mem::replace(&mut action.in_backlog, NONE);
@@ -139,7 +146,7 @@ impl Scheduler {
         let task = self.flows.take(&mut row.queue, &mut self.tasks)?;
         self.services += 1;
         row.served = self.services;
-        self.note_unqueued(action);
+        self.note_unqueued(action, 1);
         Some(task)
     }
 

@@ -243,6 +243,14 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Tasks, and bytes of payload, that may yet be taken in. Beyond these bounds there is a reserve for clients that have
+    /// little, which is not seen to here.
+    #[inline]
+    pub(super) fn room_left(&self) -> (usize, usize) {
+        let Some(bytes) = self.config.max_bytes.checked_sub(self.bytes) else { return (0, 0) };
+        (self.config.max_tasks.saturating_sub(self.tasks.len() + self.waiters.len()), bytes)
+    }
+
     /// A client no longer wants a task.
     pub(super) fn cancel<'a>(&mut self, client: u32, id: u64, effects: &mut impl Effects<'a>) {
         let Some(wait) = self.find_wait(client, id) else { return };

@@ -2,6 +2,17 @@
 
 use super::{Assignment, AssignmentId, Effect, Payload, Peer};
 
+/// What is its own about one of a pull worker's assignments that come together.
+#[derive(Debug, Clone, Copy)]
+pub struct Pulled<'p> {
+    /// Which it is.
+    pub assignment: AssignmentId,
+    /// [`Assignment::number`].
+    pub number: u64,
+    /// [`Assignment::payload`].
+    pub payload: Payload<'p>,
+}
+
 /// Takes the scheduler's effects, in the order in which they are to be carried out.
 ///
 /// A list of them is the simplest, and what tests want. A caller that carries effects out as they come spares
@@ -64,6 +75,38 @@ pub trait Effects<'a> {
     fn result_some(&mut self, peer: Peer, results: &mut impl Iterator<Item = (u64, Payload<'a>)>) {
         for (id, payload) in results {
             self.result(peer, id, payload);
+        }
+    }
+
+    /// Takes an [`Effect::Created`] for one client for each of the numbers that `ids` gives. What it gives is done as it
+    /// is taken.
+    #[inline]
+    fn created_some(&mut self, peer: Peer, ids: &mut impl Iterator<Item = u64>) {
+        for id in ids {
+            self.push(Effect::Created { peer, id });
+        }
+    }
+
+    /// Takes assignments to one pull worker of first attempts at tasks of one action with the usual options, with the
+    /// form of its questions and the number of each, as [`assign`](Self::assign) takes each: all that `assignments`
+    /// gives. What it gives is done as it is taken.
+    #[inline]
+    fn assign_pulled<'p>(
+        &mut self,
+        peer: Peer,
+        (action, form): (&str, u8),
+        assignments: &mut impl Iterator<Item = Pulled<'p>>,
+    ) {
+        for Pulled { assignment, number, payload } in assignments {
+            self.assign(peer, assignment, Assignment { number, form, ..Assignment::first(action, payload) });
+        }
+    }
+
+    /// Takes an [`Effect::NoTask`] so many times.
+    #[inline]
+    fn no_task_some(&mut self, peer: Peer, count: usize) {
+        for _ in 0..count {
+            self.push(Effect::NoTask { peer });
         }
     }
 

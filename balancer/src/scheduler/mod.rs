@@ -57,6 +57,7 @@ mod held;
 mod lending;
 mod numbers;
 mod payload;
+mod pulled;
 mod pulling;
 mod queue;
 mod room;
@@ -88,7 +89,7 @@ use reparto_protocol::limits;
 pub use api::*;
 use choice::{Choice, HasOffers, Offers};
 use clients::{Client, MOST_WAITERS};
-pub use effects::Effects;
+pub use effects::{Effects, Pulled};
 pub use ending::{RAN_TOO_LONG, THE_LAST_ONE};
 pub use payload::Payload;
 use payload::Store;
@@ -284,11 +285,11 @@ impl Scheduler {
     pub fn handle<'a>(&mut self, now: Time, event: Event<'a>, effects: &mut impl Effects<'a>) {
         self.now = self.now.max(now);
         match event {
-            Event::Submit { peer, ref task } => match self.role(peer) {
-                Role::Client(client) => self.submit(client, task, effects),
-                Role::Dual { client, .. } if client != NONE => self.submit(client, task, effects),
-                _ => {}
-            },
+            Event::Submit { peer, ref task } => {
+                if let Some(client) = self.client_of(peer) {
+                    self.submit(client, task, effects);
+                }
+            }
             Event::Finished { peer, assignment, finish, service_ns, payload } => match self.role(peer) {
                 Role::Worker(worker) => {
                     self.finished(worker, assignment, finish, service_ns, payload, effects);
@@ -320,11 +321,11 @@ impl Scheduler {
                     self.progress(worker, assignment, (kind, done, total), payload, effects);
                 }
             }
-            Event::Cancel { peer, id } => match self.role(peer) {
-                Role::Client(client) => self.cancel(client, id, effects),
-                Role::Dual { client, .. } if client != NONE => self.cancel(client, id, effects),
-                _ => {}
-            },
+            Event::Cancel { peer, id } => {
+                if let Some(client) = self.client_of(peer) {
+                    self.cancel(client, id, effects);
+                }
+            }
             Event::PullerJoined { peer, from } => self.puller_joined(peer, from, effects),
             Event::Pull { peer, pull } => {
                 if let Role::Dual { worker, .. } = self.role(peer) {
@@ -451,6 +452,15 @@ impl Scheduler {
             Some(row) if row.generation == peer.generation => row.role,
             None if peer.is_insider() => self.insiders.get(&peer).copied().unwrap_or(Role::None),
             _ => Role::None,
+        }
+    }
+
+    /// The client that a peer is, if it is one.
+    #[inline]
+    fn client_of(&self, peer: Peer) -> Option<u32> {
+        match self.role(peer) {
+            Role::Client(client) | Role::Dual { client, .. } if client != NONE => Some(client),
+            _ => None,
         }
     }
 

@@ -40,7 +40,7 @@ const NAME_BYTES: usize = 255;
 pub(super) struct Puller {
     pub(super) rest: Rest,
     /// How long a run may take, for the actions that have a limit.
-    limits: Vec<(u32, Duration)>,
+    pub(super) limits: Vec<(u32, Duration)>,
     /// Where it comes from, for people.
     pub(super) from: Option<IpAddr>,
 }
@@ -222,7 +222,7 @@ impl Scheduler {
 
     // ---- asking, and sleeping ----
 
-    fn rest_of(&self, worker: u32) -> Option<Rest> {
+    pub(super) fn rest_of(&self, worker: u32) -> Option<Rest> {
         self.workers[worker].puller.as_ref().map(|puller| puller.rest)
     }
 
@@ -237,7 +237,7 @@ impl Scheduler {
     }
 
     /// A pull worker asks for a task.
-    fn grab<'a>(&mut self, worker: u32, form: u8, effects: &mut impl Effects<'a>) {
+    pub(super) fn grab<'a>(&mut self, worker: u32, form: u8, effects: &mut impl Effects<'a>) {
         let was_woken = matches!(self.set_rest(worker, Rest::Awake), Some(Rest::Woken(_)));
         let task = self.next_for_puller(worker);
         match task {
@@ -263,7 +263,13 @@ impl Scheduler {
     }
 
     /// Gives a task, which is nowhere, to the pull worker that has asked.
-    fn hand_over_pulled<'a>(&mut self, task: u32, worker: u32, form: u8, effects: &mut impl Effects<'a>) {
+    pub(super) fn hand_over_pulled<'a>(
+        &mut self,
+        task: u32,
+        worker: u32,
+        form: u8,
+        effects: &mut impl Effects<'a>,
+    ) {
         let action = self.tasks[task].action;
         let limit = self.workers[worker].puller.as_ref().and_then(|puller| {
             puller.limits.iter().find(|(limited, _)| *limited == action).map(|(_, limit)| *limit)

@@ -29,6 +29,9 @@ const TASK_COST: u64 = 128;
 #[derive(Debug)]
 struct Ring;
 
+/// A client, an action and a priority.
+type FlowKey = (u32, u32, u8);
+
 /// One client's tasks of one action and level.
 #[derive(Debug)]
 struct Flow {
@@ -116,7 +119,13 @@ impl Flows {
 
     /// Queues a task behind its client's others.
     pub(super) fn push_back(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
-        let flow = self.flow_of(queue, &tasks[task]);
+        let flow = self.flow_of(queue, key_of(&tasks[task]));
+        self.push_back_in(flow, queue, tasks, task);
+    }
+
+    /// The same, where the task's flow is known already.
+    #[inline]
+    pub(super) fn push_back_in(&mut self, flow: u32, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
         self.flows[flow].tasks.push_back(tasks, task);
         let level = &mut queue.levels[usize::from(tasks[task].priority)];
         level.by_age.push_back(tasks, task);
@@ -127,7 +136,7 @@ impl Flows {
 
     /// Queues a task before its client's others, and gives its client the next turn.
     pub(super) fn push_front(&mut self, queue: &mut Queue, tasks: &mut Tasks, task: u32) {
-        let flow = self.flow_of(queue, &tasks[task]);
+        let flow = self.flow_of(queue, key_of(&tasks[task]));
         self.flows[flow].tasks.push_front(tasks, task);
         let cost = cost_of(&tasks[task]);
         self.flows[flow].deficit = self.flows[flow].deficit.max(cost);
@@ -251,27 +260,27 @@ impl Flows {
         first
     }
 
-    /// The task's flow, begun if need be.
-    fn flow_of(&mut self, queue: &mut Queue, task: &Task) -> u32 {
-        let key = (task.client, task.action, task.priority);
+    /// The flow of a client's tasks of an action and priority, begun if need be: a task must follow at once then.
+    pub(super) fn flow_of(&mut self, queue: &mut Queue, key: FlowKey) -> u32 {
         let hash = self.hasher.hash_one(key);
         let flows = &self.flows;
         let same = |flow: &u32| key == flows[*flow].key();
         if let Some(found) = self.index.find(hash, same) {
             return found;
         }
+        let (client, action, priority) = key;
         let flow = self.flows.insert(Flow {
-            client: task.client,
-            action: task.action,
-            priority: task.priority,
+            client,
+            action,
+            priority,
             deficit: QUANTUM,
             tasks: List::new(),
             ring: Link::new(),
         });
         let (flows, hasher) = (&self.flows, &self.hasher);
         self.index.insert(flow, |flow| hasher.hash_one(flows[*flow].key()));
-        queue.levels[usize::from(task.priority)].ring.push_back(&mut self.flows, flow);
-        queue.occupied |= 1 << task.priority;
+        queue.levels[usize::from(priority)].ring.push_back(&mut self.flows, flow);
+        queue.occupied |= 1 << priority;
         flow
     }
 
@@ -290,9 +299,14 @@ impl Flows {
 }
 
 impl Flow {
-    fn key(&self) -> (u32, u32, u8) {
+    fn key(&self) -> FlowKey {
         (self.client, self.action, self.priority)
     }
+}
+
+/// The key of the flow that a task stands in when it waits.
+fn key_of(task: &Task) -> FlowKey {
+    (task.client, task.action, task.priority)
 }
 
 /// The flow of a task that is queued; for another that is a bug of the scheduler, and panics.

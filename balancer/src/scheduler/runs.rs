@@ -20,7 +20,7 @@ use super::{AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submi
 
 /// How far a part of a run went.
 #[derive(Debug)]
-enum Went<T> {
+pub(super) enum Went<T> {
     /// All of it is done.
     Through,
     /// So far; what is common is to be looked up anew.
@@ -30,7 +30,7 @@ enum Went<T> {
 }
 
 /// A task of a run: its client's number for it, and its payload.
-type Handed<'p> = (u64, Payload<'p>);
+pub(super) type Handed<'p> = (u64, Payload<'p>);
 
 /// A result of a run.
 type Given<'a> = (AssignmentId, Payload<'a>);
@@ -190,7 +190,7 @@ impl Scheduler {
         effects: &mut impl Effects<'a>,
     ) {
         self.now = self.now.max(now);
-        let Role::Client(client) = self.role(peer) else { return tasks.for_each(drop) };
+        let Some(client) = self.client_of(peer) else { return tasks.for_each(drop) };
         loop {
             match self.submit_some(client, action, tasks, effects) {
                 Went::Through => break,
@@ -215,11 +215,18 @@ impl Scheduler {
         effects: &mut impl Effects<'a>,
     ) {
         self.now = self.now.max(now);
-        let Role::Worker(worker) = self.role(peer) else { return results.for_each(drop) };
+        let (worker, pulls) = match self.role(peer) {
+            Role::Worker(worker) => (worker, false),
+            Role::Dual { worker, .. } => (worker, true),
+            _ => return results.for_each(drop),
+        };
         loop {
             match self.finish_some(worker, results, effects) {
                 Went::Through => break,
                 Went::OnePart => {}
+                Went::To((assignment, payload)) if pulls => {
+                    self.puller_finished(worker, assignment, Finish::Done, payload, effects);
+                }
                 Went::To((assignment, payload)) => {
                     self.finished(worker, assignment, Finish::Done, None, payload, effects);
                 }
@@ -250,7 +257,8 @@ impl Scheduler {
     fn next_for(&self, client: u32, action: &str) -> Option<(u32, Pick)> {
         let index = self.clients[client].last_action;
         let row = self.actions.get(index)?;
-        if self.stopping.is_some() || !row.queue.is_empty() || &*row.name != action {
+        let is_plain = self.stopping.is_none() && row.wish.is_none() && row.queue.is_empty();
+        if !is_plain || &*row.name != action {
             return None;
         }
         Some((index, self.choice.pick(&row.offers)?))
@@ -266,11 +274,7 @@ impl Scheduler {
     ) -> Went<Handed<'p>> {
         // Where several groups offer the action, each in its turn, the next task may be another group's.
         let takes_turns = self.choice.takes_turns(&self.actions[action].offers);
-        let held = self.tasks.len() + self.waiters.len();
-        // Beyond the bounds there is a reserve for clients that have little, which is not seen to here.
-        let most_bytes = self.config.max_bytes.checked_sub(self.bytes);
-        let most = most_bytes.map_or(0, |_| self.config.max_tasks.saturating_sub(held));
-        let most_bytes = most_bytes.unwrap_or(0);
+        let (most, most_bytes) = self.room_left();
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
         let (in_flight, bytes_before) = (worker.in_flight, worker.bytes);
         let mut given = HandedOver {
@@ -317,7 +321,9 @@ impl Scheduler {
         effects: &mut impl Effects<'a>,
     ) -> Went<Given<'a>> {
         let row = &mut self.workers[worker];
-        if self.queued > 0 || self.stopping.is_some() || row.stalled {
+        // One that pulls is given nothing for what it has done. If it had all that it may have, it may have to be woken.
+        let is_fed = if row.puller.is_none() { self.queued > 0 } else { !row.takes_another() };
+        if is_fed || self.stopping.is_some() || row.stalled {
             return results.next().map_or(Went::Through, Went::To);
         }
         let (mut count, mut bytes) = (0, 0);

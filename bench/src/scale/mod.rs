@@ -28,7 +28,7 @@ use crate::load::LoadError;
 
 pub use report::{Bar, ChoiceRow, IdleRow, PayloadRow, QueueRow, Report, SubmitRow, WorkersRow};
 pub use rig::SchedulerRig;
-pub use way::WayRig;
+pub use way::{Speech, WayRig};
 
 use place::Place;
 

@@ -11,6 +11,7 @@ use super::packet::{
     HEADER_BYTES, Header, Kind, MAX_FUNCTION_BYTES, MAX_HANDLE_BYTES, MAX_UNIQUE_BYTES, number,
     only_argument, put, put_error, take_argument,
 };
+use super::runs::submission;
 use super::{MAX_ASKED, MAX_LINE_BYTES, Question, Request, Session, key};
 use crate::background::{Ask, NewBackgroundTask};
 use crate::dialect::{Answer, Context, OwnedEvent, OwnedTask, Refusal, Step};
@@ -27,7 +28,7 @@ pub(super) const PLAIN_FAILURE: &str = "its worker says that it failed";
 const LEAST_RUN: Duration = Duration::from_secs(1);
 
 /// An ERROR for a request that cannot be met, after which the connection lives on.
-struct Failure(&'static str, Cow<'static, str>);
+pub(super) struct Failure(&'static str, Cow<'static, str>);
 
 impl From<Failure> for Step<'_> {
     fn from(Failure(code, text): Failure) -> Self {
@@ -106,6 +107,21 @@ impl Session {
     /// # Errors
     /// Bytes that are neither, or arguments that are not there.
     pub fn decode<'a>(
+        &mut self,
+        context: &Context,
+        peer: Peer,
+        chunk: &'a Bytes,
+        from: &mut usize,
+    ) -> Result<Step<'a>, Refusal> {
+        match self.begin_run(context, peer, chunk, *from) {
+            Some(run) => Ok(run),
+            None => self.decode_any(context, peer, chunk, from),
+        }
+    }
+
+    /// Takes any packet or line.
+    #[inline(never)]
+    pub(super) fn decode_any<'a>(
         &mut self,
         context: &Context,
         peer: Peer,
@@ -266,14 +282,9 @@ impl Session {
 
     #[inline]
     fn submit_foreground<'a>(&mut self, peer: Peer, priority: u8, job: &Job<'a>) -> Step<'a> {
-        let count = self.shared.next_count();
-        let task = Submission {
-            priority,
-            wait: Some(Duration::MAX),
-            key: job.unique,
-            announced: true,
-            ..Submission::new(number_of(peer.index, count), job.action, job.payload)
-        };
+        let count = self.next_count();
+        let usual = Submission::new(number_of(peer.index, count), job.action, job.payload);
+        let task = submission(Submission { priority, key: job.unique, ..usual });
         let Some(key) = made_key(job, count) else { return Step::Event(Event::Submit { peer, task }) };
         Step::Owned(Box::new(OwnedEvent::Submit(OwnedTask {
             priority,
@@ -289,7 +300,7 @@ impl Session {
             let text = "background jobs are kept in a store, and this balancer has none (--store)";
             return Failure("QUEUE_ERROR", text.into()).into();
         }
-        let count = self.shared.next_count();
+        let count = self.next_count();
         let key = made_key(job, count).unwrap_or_else(|| job.unique.into());
         Step::Ask(Ask::Submit(Box::new(NewBackgroundTask {
             id: Request::Submit.number(count),
@@ -331,7 +342,7 @@ impl Session {
                     let text = "too many questions wait for the store already; ask again later";
                     return Failure("QUEUE_ERROR", text.into()).into();
                 }
-                let id = Request::Status.number(self.shared.next_count());
+                let id = Request::Status.number(self.next_count());
                 self.asked.push((id, task));
                 Step::Ask(Ask::Fetch { id, task, wait: Duration::ZERO, describe: false })
             }
@@ -418,7 +429,7 @@ impl Session {
             && let Some(Handle::Task(task)) = Handle::parse(&self.shared.prefix, handle.as_bytes())
             && context.has_store
         {
-            let id = Request::Cancel.number(self.shared.next_count());
+            let id = Request::Cancel.number(self.next_count());
             return Step::Ask(Ask::Cancel { id, task });
         }
         ask(Question::Text(words.join(" ").into()))
@@ -447,7 +458,7 @@ fn made_key(job: &Job<'_>, count: u64) -> Option<Box<[u8]>> {
     Some(if payload.is_empty() { key::with_reducer(b"", b"", count) } else { key::of_payload(payload) })
 }
 
-fn function(name: &[u8]) -> Result<&str, Failure> {
+pub(super) fn function(name: &[u8]) -> Result<&str, Failure> {
     match std::str::from_utf8(name) {
         Ok(name) if !name.is_empty() && name.len() <= MAX_FUNCTION_BYTES => Ok(name),
         _ => {

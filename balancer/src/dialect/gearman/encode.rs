@@ -7,7 +7,7 @@ use super::handle::Handle;
 use super::packet::{Kind, put, put_error, put_header, put_with_payload};
 use super::{Request, Session, key};
 use crate::dialect::{Output, Refusal};
-use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, ProgressKind, StoreAnswer};
+use crate::scheduler::{Assignment, AssignmentId, Effect, Payload, ProgressKind, Pulled, StoreAnswer};
 
 use bytes::BufMut;
 
@@ -18,7 +18,7 @@ impl Session {
     /// Writes an effect down; [`assign`](Self::assign) does it for assignments.
     pub fn encode(&mut self, effect: Effect<'_>, out: &mut Output) {
         match effect {
-            Effect::Created { id, .. } => self.created(Handle::Number(id), out),
+            Effect::Created { id, .. } => self.created_some(&mut std::iter::once(id), out),
             Effect::Refused { code, message, .. } => {
                 put_error(out.buffer(), name_of(code), &format!("{}: {message}", code.name()));
             }
@@ -54,6 +54,62 @@ impl Session {
         handle.put(prefix, buffer);
     }
 
+    /// Writes down that jobs were taken, all of whose numbers `ids` gives.
+    #[inline]
+    pub fn created_some(&mut self, ids: &mut impl Iterator<Item = u64>, out: &mut Output) {
+        let head = self.heads.created(&self.shared.prefix);
+        for id in ids {
+            head.put(id, 0, out.buffer());
+        }
+    }
+
+    /// Writes down assignments of one function that were asked for in the same form, all that `assignments` gives; as
+    /// [`assign`](Self::assign) does each.
+    #[inline]
+    pub fn assign_pulled<'p>(
+        &mut self,
+        (action, form): (&str, u8),
+        assignments: &mut impl Iterator<Item = Pulled<'p>>,
+        out: &mut Output,
+    ) {
+        if form != 0 {
+            return assignments.for_each(|Pulled { assignment, number, payload }| {
+                let details = Assignment { number, form, ..Assignment::first(action, payload) };
+                self.assign(assignment, &details, out);
+            });
+        }
+        let head = self.heads.assign(&self.shared.prefix, action);
+        for Pulled { assignment, number, payload } in assignments {
+            self.held.push_back((Handle::Number(number), assignment));
+            head.put(number, payload.len(), out.buffer());
+            out.payload(payload);
+        }
+    }
+
+    /// Writes down results, all that `results` gives; as [`result`](Self::result) does each.
+    #[inline]
+    pub fn result_some<'p>(
+        &mut self,
+        results: &mut impl Iterator<Item = (u64, Payload<'p>)>,
+        out: &mut Output,
+    ) {
+        for (id, payload) in results {
+            if Request::of(id).is_some() {
+                // It was asked how a job stands, and that has ended.
+                self.unknown(id, out);
+                continue;
+            }
+            self.heads.complete(&self.shared.prefix).put(id, payload.len(), out.buffer());
+            out.payload(payload);
+        }
+    }
+
+    /// Writes so many times down that there is no job.
+    #[inline]
+    pub fn no_task_some(&self, count: usize, out: &mut Output) {
+        (0..count).for_each(|_| put_header(out.buffer(), Kind::NoJob, 0));
+    }
+
     /// Writes an assignment down, in the form in which it was asked for.
     #[inline]
     pub fn assign(&mut self, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
@@ -85,15 +141,7 @@ impl Session {
     /// Writes a result down.
     #[inline]
     pub fn result(&mut self, id: u64, payload: Payload<'_>, out: &mut Output) {
-        if Request::of(id).is_some() {
-            // It was asked how a job stands, and that has ended.
-            return self.unknown(id, out);
-        }
-        let (prefix, buffer, handle) = (&*self.shared.prefix, out.buffer(), Handle::Number(id));
-        put_header(buffer, Kind::WorkComplete, handle.len(prefix) + 1 + payload.len());
-        handle.put(prefix, buffer);
-        buffer.put_u8(0);
-        out.payload(payload);
+        self.result_some(&mut std::iter::once((id, payload)), out);
     }
 
     /// A job has failed. Why, only those are told who have asked for exceptions.

@@ -82,8 +82,9 @@ impl Handle {
     }
 }
 
+/// Writes a number in digits.
 #[inline]
-fn put_digits(mut number: u64, out: &mut BytesMut) {
+pub(super) fn put_digits(mut number: u64, out: &mut BytesMut) {
     let mut digits = [0; 20];
     let mut at = digits.len();
     loop {

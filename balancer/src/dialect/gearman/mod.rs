@@ -16,11 +16,14 @@ mod handle;
 mod key;
 mod packet;
 mod questions;
+mod runs;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,12 +31,18 @@ use handle::Handle;
 pub use packet::is_head;
 pub use questions::Question;
 pub(crate) use questions::{Place, reply};
+pub use runs::{Grabs, Jobs, Results};
+use text::{Head, Heads};
 
 use crate::dialect::PeerKind;
 use crate::scheduler::{AssignmentId, BackgroundId};
 
 /// Longest text command, in bytes, its line's end included.
 const MAX_LINE_BYTES: usize = 1024;
+
+/// Counts that a session takes at once. So a client's jobs mostly have numbers that follow each other, and their lowest
+/// bits go on from one block to the next, by which the scheduler finds them without a search.
+const COUNTS_A_BLOCK: u64 = 8192;
 
 /// Questions to the store that a connection may have under way.
 const MAX_ASKED: usize = 1024;
@@ -49,8 +58,9 @@ const ASK_SHIFT: u32 = 60;
 pub struct Shared {
     /// What handles begin with.
     prefix: Box<str>,
-    /// Counts jobs, so that no two have the same handle.
-    jobs: AtomicU64,
+    /// Counts blocks of [`COUNTS_A_BLOCK`] counts that sessions have for their jobs, so that no two jobs have the same
+    /// handle.
+    blocks: AtomicU64,
 }
 
 impl Default for Shared {
@@ -62,7 +72,7 @@ impl Default for Shared {
 impl Shared {
     /// For a balancer on this host.
     pub fn new(host: &str) -> Self {
-        Shared { prefix: handle::prefix(host).into(), jobs: AtomicU64::new(1) }
+        Shared { prefix: handle::prefix(host).into(), blocks: AtomicU64::new(0) }
     }
 
     /// What handles begin with.
@@ -70,8 +80,10 @@ impl Shared {
         &self.prefix
     }
 
-    fn next_count(&self) -> u64 {
-        self.jobs.fetch_add(1, Ordering::Relaxed)
+    /// Counts that no other session has.
+    fn next_block(&self) -> Range<u64> {
+        let first = self.blocks.fetch_add(1, Ordering::Relaxed).wrapping_mul(COUNTS_A_BLOCK);
+        first..first.saturating_add(COUNTS_A_BLOCK)
     }
 }
 
@@ -107,6 +119,8 @@ impl Request {
 pub struct Session {
     shared: Arc<Shared>,
     from: Option<IpAddr>,
+    /// Counts for its next jobs and questions.
+    counts: Range<u64>,
     /// The scheduler knows it as a client.
     is_client: bool,
     /// The scheduler knows it as a worker.
@@ -117,6 +131,10 @@ pub struct Session {
     speaks_text: bool,
     /// What it was given as a worker and has not answered, the oldest first. The scheduler bounds it.
     held: VecDeque<(Handle, AssignmentId)>,
+    /// What heads of packets are written with.
+    heads: Heads,
+    /// What the handles in its WORK_COMPLETEs are compared with.
+    answered: Option<Head>,
     /// The job that it has ended last with an exception: its library may say once more that it failed.
     excepted: Option<Handle>,
     /// The background jobs that it has asked about, with the numbers of its questions.
@@ -129,14 +147,27 @@ impl Session {
         Session {
             shared: Arc::clone(shared),
             from,
+            counts: 0..0,
             is_client: false,
             is_worker: false,
             exceptions: false,
             speaks_text: false,
             held: VecDeque::new(),
+            heads: Heads::default(),
+            answered: None,
             excepted: None,
             asked: Vec::new(),
         }
+    }
+
+    /// A count that no other job has, and no other question of this session.
+    fn next_count(&mut self) -> u64 {
+        let shared = &self.shared;
+        self.counts.next().unwrap_or_else(|| {
+            self.counts = shared.next_block();
+            self.counts.start += 1;
+            self.counts.start - 1
+        })
     }
 
     /// What the peer is to the scheduler.

@@ -15,8 +15,8 @@ use crate::scheduler::Payload;
 /// Bytes of a header.
 pub(super) const HEADER_BYTES: usize = 12;
 
-const REQUEST: [u8; 4] = *b"\0REQ";
-const RESPONSE: [u8; 4] = *b"\0RES";
+pub(super) const REQUEST: [u8; 4] = *b"\0REQ";
+pub(super) const RESPONSE: [u8; 4] = *b"\0RES";
 
 /// Bytes of a function's name: an action's.
 pub(super) const MAX_FUNCTION_BYTES: usize = 255;

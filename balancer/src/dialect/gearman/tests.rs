@@ -8,7 +8,7 @@ use super::*;
 use crate::background::Ask;
 use crate::dialect::{Answer, Context, Output, OwnedEvent, Refusal, Step};
 use crate::scheduler::{
-    Assignment, Config, Effect, Event, Finish, Payload, Peer, Policy, ProgressKind, Pull, Scheduler,
+    Assignment, Config, Effect, Event, Finish, Payload, Peer, Policy, ProgressKind, Pull, Pulled, Scheduler,
     Standing, StoreAnswer, Submission, Time,
 };
 
@@ -38,12 +38,39 @@ fn request(kind: Kind, data: &[u8]) -> Vec<u8> {
     [&b"\0REQ"[..], &(kind as u32).to_be_bytes(), &size.to_be_bytes(), data].concat()
 }
 
-/// What one packet asks for, in words. A packet that makes the peer known is taken twice, as the reactor does.
+/// What packets ask for, in words. A packet that makes the peer known is taken twice, as the reactor does.
 fn says(session: &mut Session, wire: &[u8]) -> Vec<String> {
+    says_of_each(session, wire, Session::decode)
+}
+
+type Decode = for<'a> fn(&mut Session, &Context, Peer, &'a Bytes, &mut usize) -> Result<Step<'a>, Refusal>;
+
+fn says_of_each(session: &mut Session, wire: &[u8], decode: Decode) -> Vec<String> {
     let wire = Bytes::copy_from_slice(wire);
     let (mut from, mut said) = (0, Vec::new());
+    let context = context();
     while from < wire.len() {
-        match session.decode(&context(), PEER, &wire, &mut from) {
+        match decode(session, &context, PEER, &wire, &mut from) {
+            Ok(Step::Jobs(mut jobs)) => {
+                while let Some(event) = jobs.next_event(PEER) {
+                    said.push(in_words(Step::Event(event)));
+                }
+                from = jobs.at();
+                session.jobs_taken(&jobs);
+            }
+            Ok(Step::Grabs(mut grabs)) => {
+                while let Some(event) = grabs.next_event(PEER) {
+                    said.push(in_words(Step::Event(event)));
+                }
+                from = grabs.at();
+            }
+            Ok(Step::JobResults(mut results)) => {
+                while let Some(event) = results.next_event(PEER) {
+                    said.push(in_words(Step::Event(event)));
+                }
+                from = results.at();
+                session.results_taken(results);
+            }
             Ok(Step::Incomplete) => {
                 said.push("incomplete".into());
                 break;
@@ -65,6 +92,7 @@ fn in_words(step: Step<'_>) -> String {
         Step::Event(Event::PullerJoined { .. }) => "a worker".into(),
         Step::Event(Event::Submit { task, .. }) => {
             assert!(task.announced && task.wait == Some(std::time::Duration::MAX));
+            assert_eq!(handle::connection_of(task.id), Some(PEER.index));
             let (key, payload) = (task.key.escape_ascii(), task.payload.as_slice().escape_ascii());
             format!("submit {} '{key}' {} '{payload}'", task.action, task.priority)
         }
@@ -401,6 +429,132 @@ fn a_packet_and_a_line_are_taken_whole_wherever_they_are_cut() {
     }
 }
 
+// ---- runs ----
+
+/// Packets of a client that is a worker, too, many of which follow others that are alike.
+fn packets_of_both(random: &mut fastrand::Rng, held: &mut VecDeque<u64>) -> Vec<u8> {
+    let long = "f".repeat(40);
+    let mut wire = Vec::new();
+    for _ in 0..random.usize(1..6) {
+        let (what, count) = (random.u8(..8), random.usize(1..20));
+        let function =
+            [&b"r"[..], b"reverse", b"a-name-of-14ch", long.as_bytes(), b"\xff", b""][random.usize(..6)];
+        for _ in 0..count {
+            let payload = &[b'x'; 90][..random.usize(..90)];
+            match what {
+                0..=2 => {
+                    let unique = if random.u8(..30) == 0 { &b"u"[..] } else { b"" };
+                    let data = [function, b"\0", unique, b"\0", payload].concat();
+                    wire.extend_from_slice(&request(Kind::SubmitJob, &data));
+                }
+                3 => wire.extend_from_slice(&request(Kind::GrabJob, b"")),
+                4 => wire.extend_from_slice(&request(Kind::GrabJobUniq, b"")),
+                5..7 => {
+                    let number = match random.u8(..20) {
+                        0 => held.pop_back(),
+                        1 => Some(7),
+                        _ => held.pop_front(),
+                    };
+                    let handle = format!("H:lap:{}\0", number.unwrap_or(3));
+                    let data = [handle.as_bytes(), payload].concat();
+                    wire.extend_from_slice(&request(Kind::WorkComplete, &data));
+                }
+                _ => wire.extend_from_slice(&request(Kind::EchoReq, payload)),
+            }
+        }
+    }
+    wire.truncate(wire.len() - random.usize(..20).min(wire.len()));
+    wire
+}
+
+#[test]
+fn packets_in_a_run_say_what_they_say_one_by_one() {
+    for seed in 0..500 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut runs, mut singly) = (session(), session());
+        let joins = [request(Kind::SubmitJob, b"r\0\0"), request(Kind::GrabJob, b"")].concat();
+        assert_eq!(says(&mut runs, &joins), says_of_each(&mut singly, &joins, Session::decode_any));
+        let mut held = VecDeque::new();
+        for number in (990..1030).chain([1 << 41, 5]) {
+            let details = Assignment { number, ..Assignment::first("r", Payload::EMPTY) };
+            for session in [&mut runs, &mut singly] {
+                session.assign(AssignmentId(number + 1), &details, &mut Output::default());
+            }
+            held.push_back(number);
+        }
+        for _ in 0..6 {
+            let wire = packets_of_both(&mut random, &mut held);
+            let (in_runs, one_by_one) =
+                (says(&mut runs, &wire), says_of_each(&mut singly, &wire, Session::decode_any));
+            assert_eq!(in_runs, one_by_one, "seed {seed}");
+            assert_eq!(runs.held, singly.held, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn what_is_said_in_a_run_is_written_as_it_is_one_by_one() {
+    let (mut runs, mut singly) = (session(), session());
+    let numbers = || (95..120).chain([1 << 41, 7]);
+    let payload = Payload::new(b"payload");
+    for (action, form) in [("reverse", 0), ("r", 0), ("r", 1), ("r", 2), ("reverse", 0)] {
+        let mut all = numbers().map(|number| {
+            let assignment = AssignmentId(number + 1);
+            Pulled { assignment, number, payload }
+        });
+        let in_a_run = written(|out| runs.assign_pulled((action, form), &mut all, out));
+        let one_by_one = written(|out| {
+            for number in numbers() {
+                let details = Assignment { number, form, ..Assignment::first(action, payload) };
+                singly.assign(AssignmentId(number + 1), &details, out);
+            }
+        });
+        assert_eq!(in_a_run, one_by_one);
+        assert_eq!(runs.held, singly.held);
+    }
+    let in_a_run = written(|out| {
+        runs.created_some(&mut numbers(), out);
+        runs.result_some(&mut numbers().map(|number| (number, payload)), out);
+        runs.no_task_some(2, out);
+    });
+    let one_by_one = written(|out| {
+        numbers().for_each(|id| singly.encode(Effect::Created { peer: PEER, id }, out));
+        numbers().for_each(|id| singly.encode(Effect::Result { peer: PEER, id, payload }, out));
+        (0..2).for_each(|_| singly.encode(Effect::NoTask { peer: PEER }, out));
+    });
+    assert_eq!(in_a_run, one_by_one);
+    assert_eq!(in_a_run[0], "JOB_CREATED H:lap:95");
+    assert_eq!(in_a_run[27], "WORK_COMPLETE H:lap:95|payload");
+}
+
+#[test]
+fn a_session_counts_on_where_its_last_run_ended_and_no_two_sessions_have_the_same_count() {
+    let shared = context().gearman;
+    let mut seen = std::collections::HashSet::new();
+    let mut sessions = [Session::new(&shared, None), Session::new(&shared, None)];
+    let job = request(Kind::SubmitJob, b"r\0\0x");
+    let wire = Bytes::from([&job[..]].concat().repeat(3000));
+    for session in &mut sessions {
+        let (context, mut from, mut last) = (context(), 0, None);
+        while from < wire.len() {
+            match session.decode(&context, PEER, &wire, &mut from) {
+                Ok(Step::Jobs(mut jobs)) => {
+                    // Not all of them are taken at once.
+                    for (number, _) in jobs.by_ref().take(700) {
+                        assert!(seen.insert(number) && last.is_none_or(|last| last + 1 == number));
+                        last = Some(number);
+                    }
+                    from = jobs.at();
+                    session.jobs_taken(&jobs);
+                }
+                Ok(Step::Event(Event::ClientJoined { .. })) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(seen.len(), 6000);
+}
+
 // ---- operators ----
 
 /// A scheduler with two clients' jobs and a worker, and a way to ask it.
@@ -521,6 +675,19 @@ fn ten_thousand_damaged_packets_give_a_step_or_a_refusal_and_nothing_else() {
         for _ in 0..20 {
             match session.decode(&context(), PEER, &wire, &mut from) {
                 Ok(Step::Incomplete) | Err(_) => break,
+                Ok(Step::Jobs(mut jobs)) => {
+                    jobs.by_ref().for_each(drop);
+                    from = jobs.at();
+                }
+                Ok(Step::Grabs(mut grabs)) => {
+                    grabs.take();
+                    from = grabs.at();
+                }
+                Ok(Step::JobResults(mut results)) => {
+                    results.by_ref().for_each(drop);
+                    from = results.at();
+                    session.results_taken(results);
+                }
                 Ok(_) => {}
             }
             assert!(from <= wire.len());

@@ -13,14 +13,44 @@ struct Twins {
     random: Rng,
     clients: Vec<(Peer, u64)>,
     workers: Vec<Peer>,
+    /// Workers that pull; some are clients as well.
+    pullers: Vec<Peer>,
     /// Assignments that were made, oldest first, whatever became of them.
     made: VecDeque<(Peer, AssignmentId)>,
     /// Assignments that went to the first way, over all.
     seen: usize,
+    /// Of those, the ones that workers asked for.
+    pulled: usize,
+    /// Some workers are given tasks unasked.
+    has_pushed: bool,
+}
+
+/// Effects, with all that the dialect of a pull worker is told of an assignment.
+#[derive(Debug, Default)]
+struct InFull(Vec<(Out, String)>);
+
+impl<'a> Effects<'a> for InFull {
+    fn push(&mut self, effect: Effect<'a>) {
+        self.0.push((effect.into(), String::new()));
+    }
+
+    fn assign(&mut self, peer: Peer, assignment: AssignmentId, details: Assignment<'_>) {
+        self.0.push((Out::Assign(peer, assignment), format!("{details:?}")));
+    }
+
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl InFull {
+    fn outs(&self) -> Vec<Out> {
+        self.0.iter().map(|(out, _)| out.clone()).collect()
+    }
 }
 
 const ACTIONS: [&str; 3] = ["a", "b", "c"];
-const BYTES: [u8; 6000] = [b'x'; 6000];
+static BYTES: [u8; 6000] = [b'x'; 6000];
 
 impl Twins {
     fn new(seed: u64) -> Twins {
@@ -33,9 +63,10 @@ impl Twins {
         if random.bool() {
             config.unknown_action = UnknownAction::Reject;
         }
-        let (clients, workers, made) = (Vec::new(), Vec::new(), VecDeque::new());
         let (runs, singly) = (World::new(config.clone()), World::new(config));
-        Twins { runs, singly, random, clients, workers, made, seen: 0 }
+        let has_pushed = random.bool();
+        let (clients, workers, pullers, made) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
+        Twins { runs, singly, random, clients, workers, pullers, made, seen: 0, pulled: 0, has_pushed }
     }
 
     /// Both have said the same.
@@ -82,6 +113,95 @@ impl Twins {
         self.workers.push(peer);
     }
 
+    /// A worker that pulls comes, and is now and then a client, too.
+    fn puller_comes(&mut self) {
+        let peer = self.runs.peer();
+        self.singly.peer();
+        let is_client = self.random.u8(..4) == 0;
+        if is_client {
+            self.both(Event::ClientJoined { peer });
+            self.clients.push((peer, 0));
+        }
+        self.both(Event::PullerJoined { peer, from: None });
+        let offered = if self.random.bool() { 1 } else { self.random.usize(1..=ACTIONS.len()) };
+        for action in &ACTIONS[..offered] {
+            let limit = (self.random.u8(..8) == 0).then_some(Duration::from_secs(1));
+            self.both(Event::Pull { peer, pull: Pull::CanDo { action, limit } });
+        }
+        self.pullers.push(peer);
+    }
+
+    /// Tasks that are announced, and may wait as long as it takes.
+    fn announced_tasks_come(&mut self) {
+        let Some(at) = (!self.clients.is_empty()).then(|| self.random.usize(..self.clients.len())) else {
+            return;
+        };
+        let action = ACTIONS[self.random.usize(..ACTIONS.len())];
+        let (peer, tasks) = self.tasks_of(at);
+        let mut effects = InFull::default();
+        self.runs.scheduler.announce_all(
+            self.runs.now,
+            peer,
+            action,
+            &mut tasks.iter().copied(),
+            &mut effects,
+        );
+        self.runs.scheduler.assert_invariants();
+        let mut singly = InFull::default();
+        for (id, payload) in tasks {
+            let usual = Submission::new(id, action, payload);
+            let task = Submission { announced: true, wait: Some(Duration::MAX), ..usual };
+            self.singly.scheduler.handle(self.singly.now, Event::Submit { peer, task }, &mut singly);
+        }
+        self.compare_in_full(&effects, &singly);
+    }
+
+    /// A worker that pulls asks, and sleeps when there is no more.
+    fn questions_come(&mut self) {
+        let Some(peer) = Self::any(&mut self.random, &self.pullers) else { return };
+        let (form, count) = (self.random.u8(..3), 1 << self.random.u32(..9));
+        let (mut runs, mut singly) = (InFull::default(), InFull::default());
+        self.runs.scheduler.pull_all(self.runs.now, peer, (form, count), &mut runs);
+        self.runs.scheduler.assert_invariants();
+        for _ in 0..count {
+            let event = Event::Pull { peer, pull: Pull::Grab { form } };
+            self.singly.scheduler.handle(self.singly.now, event, &mut singly);
+        }
+        self.pulled += assignments(&runs.outs()).len();
+        self.compare_in_full(&runs, &singly);
+        if runs.0.iter().any(|(out, _)| *out == Out::NoTask(peer)) && self.random.bool() {
+            self.both(Event::Pull { peer, pull: Pull::Sleep });
+        }
+    }
+
+    fn compare_in_full(&mut self, runs: &InFull, singly: &InFull) {
+        let at = (0..runs.0.len().max(singly.0.len())).find(|at| runs.0.get(*at) != singly.0.get(*at));
+        if let Some(at) = at {
+            panic!("effect {at}: in a run {:?}, one by one {:?}", runs.0.get(at), singly.0.get(at));
+        }
+        self.compare(&runs.outs(), &singly.outs());
+    }
+
+    fn a_puller_changes(&mut self) {
+        let Some(peer) = Self::any(&mut self.random, &self.pullers) else { return };
+        let action = ACTIONS[self.random.usize(..ACTIONS.len())];
+        match self.random.u8(..8) {
+            0 => self.both(Event::Pull { peer, pull: Pull::CantDo { action } }),
+            1 => self.both(Event::Pull { peer, pull: Pull::CanDo { action, limit: None } }),
+            2 => {
+                let most = [0, self.random.usize(..300), 0];
+                self.runs.scheduler.bound_action(action, most);
+                self.singly.scheduler.bound_action(action, most);
+            }
+            3 => {
+                self.pullers.retain(|other| *other != peer);
+                self.clients.retain(|(other, _)| *other != peer);
+                self.both(Event::Gone { peer });
+            }
+            _ => self.both(Event::Pull { peer, pull: Pull::Sleep }),
+        }
+    }
+
     fn any<T: Copy>(random: &mut Rng, all: &[T]) -> Option<T> {
         random.choice(all).copied()
     }
@@ -91,11 +211,24 @@ impl Twins {
             return;
         }
         let at = self.random.usize(..self.clients.len());
-        let (peer, last) = &mut self.clients[at];
         let action = ACTIONS[self.random.usize(..ACTIONS.len())];
+        let (peer, tasks) = self.tasks_of(at);
+        let now = self.runs.now;
+        let mut effects = Vec::new();
+        self.runs.scheduler.submit_all(now, peer, action, &mut tasks.iter().copied(), &mut effects);
+        self.runs.scheduler.assert_invariants();
+        let runs: Vec<Out> = effects.into_iter().map(Out::from).collect();
+        let submit = |(id, payload)| Event::Submit { peer, task: Submission::new(id, action, payload) };
+        let singly: Vec<Out> = tasks.into_iter().flat_map(|task| self.singly.handle(submit(task))).collect();
+        self.compare(&runs, &singly);
+    }
+
+    /// What a client's next tasks are: its connection, its numbers and payloads.
+    fn tasks_of(&mut self, client: usize) -> (Peer, Vec<(u64, Payload<'static>)>) {
+        let (peer, last) = &mut self.clients[client];
         let count = 1 << self.random.u32(..9);
         let most_bytes = [0, 64, 200, 6000][self.random.usize(..4)];
-        let tasks: Vec<(u64, Payload<'_>)> = (0..count)
+        let tasks = (0..count)
             .map(|_| {
                 *last += 1;
                 // Now and then a number that is taken, or far away.
@@ -107,14 +240,7 @@ impl Twins {
                 (id, Payload::new(&BYTES[..self.random.usize(..=most_bytes)]))
             })
             .collect();
-        let (peer, now) = (*peer, self.runs.now);
-        let mut effects = Vec::new();
-        self.runs.scheduler.submit_all(now, peer, action, &mut tasks.iter().copied(), &mut effects);
-        self.runs.scheduler.assert_invariants();
-        let runs: Vec<Out> = effects.into_iter().map(Out::from).collect();
-        let submit = |(id, payload)| Event::Submit { peer, task: Submission::new(id, action, payload) };
-        let singly: Vec<Out> = tasks.into_iter().flat_map(|task| self.singly.handle(submit(task))).collect();
-        self.compare(&runs, &singly);
+        (*peer, tasks)
     }
 
     /// A task with options that tasks in a run do not have.
@@ -134,7 +260,9 @@ impl Twins {
     }
 
     fn results_come(&mut self) {
-        let Some(peer) = Self::any(&mut self.random, &self.workers) else { return };
+        let pulls = self.random.bool();
+        let workers = if pulls { &self.pullers } else { &self.workers };
+        let Some(peer) = Self::any(&mut self.random, workers) else { return };
         let most = 1 << self.random.u32(..9);
         let mut results = Vec::new();
         for _ in 0..self.made.len() {
@@ -174,6 +302,7 @@ impl Twins {
             }
             1 if self.clients.len() > 1 => {
                 let (peer, _) = self.clients.swap_remove(self.random.usize(..self.clients.len()));
+                self.pullers.retain(|other| *other != peer);
                 self.both(Event::Gone { peer });
             }
             2 => {
@@ -202,12 +331,16 @@ impl Twins {
     }
 
     fn step(&mut self) {
-        match self.random.u8(..20) {
+        match self.random.u8(..32) {
             0 if self.clients.len() < 5 => self.client_comes(),
-            1 | 2 if self.workers.len() < 6 => self.worker_comes(),
+            1 | 2 if self.workers.len() < 6 && self.has_pushed => self.worker_comes(),
             3 => self.a_task_comes(),
             4 | 5 => self.something_else_happens(),
-            6..=12 => self.tasks_come(),
+            6..=10 => self.tasks_come(),
+            11 if self.pullers.len() < 4 => self.puller_comes(),
+            12 => self.a_puller_changes(),
+            13..=17 => self.announced_tasks_come(),
+            18..=23 => self.questions_come(),
             _ => self.results_come(),
         }
     }
@@ -219,7 +352,7 @@ fn a_run_does_what_its_events_would_do_one_by_one() {
         Ok(seed) => vec![seed.parse().expect("REPARTO_SIMULATION_SEED is a number")],
         Err(_) => (0..150).collect::<Vec<u64>>(),
     };
-    let mut seen = 0;
+    let (mut seen, mut pulled) = (0, 0);
     for seed in seeds {
         println!("REPARTO_SIMULATION_SEED={seed}");
         let mut twins = Twins::new(seed);
@@ -228,10 +361,12 @@ fn a_run_does_what_its_events_would_do_one_by_one() {
         }
         twins.both(Event::Shutdown { grace: Duration::from_millis(5) });
         twins.tasks_come();
+        twins.announced_tasks_come();
+        twins.questions_come();
         twins.results_come();
-        seen += twins.seen;
+        (seen, pulled) = (seen + twins.seen, pulled + twins.pulled);
     }
-    assert!(seen > 1000, "so few assignments show nothing: {seen}");
+    assert!(seen > 1000 && pulled > 1000, "so few assignments show nothing: {seen}, {pulled}");
 }
 
 #[test]
@@ -244,4 +379,8 @@ fn a_run_of_a_peer_that_is_not_known_is_dropped_whole() {
     let mut results = (1..4).map(|id| (AssignmentId(id), Payload::new(b"x")));
     world.scheduler.finish_all(world.now, peer, &mut results, &mut effects);
     assert!(effects.is_empty() && tasks.next().is_none() && results.next().is_none());
+    let mut announced = (1..4).map(|id| (id, Payload::new(b"x")));
+    world.scheduler.announce_all(world.now, peer, "a", &mut announced, &mut effects);
+    world.scheduler.pull_all(world.now, peer, (0, 3), &mut effects);
+    assert!(effects.is_empty() && announced.next().is_none());
 }
