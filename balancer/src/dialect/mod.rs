@@ -314,8 +314,8 @@ impl Session {
     }
 
     /// Takes the frame that begins at `from` in `chunk`, and moves `from` behind it: what does it ask for? For
-    /// [`Step::Incomplete`] it stays, as it does for [`Step::Tasks`] and [`Step::Results`]: behind what was taken of
-    /// those, they say where the next frame begins. It may stay for other steps, too, if the frame asks for several.
+    /// [`Step::Incomplete`] it stays, as it does for the steps that are several frames, such as [`Step::Tasks`]: behind
+    /// what was taken of those, they say where the next frame begins. It may stay for other steps, too, if the frame asks for several.
     ///
     /// # Errors
     /// Why the connection must end: bytes that are no frame, or a frame that may not come now.
