@@ -26,7 +26,7 @@ const AT_ONCE_BYTES: usize = 1 << 20;
 const HEAD_BYTES: usize = reparto_protocol::HEADER_BYTES;
 
 /// Bytes that the allocator is shown once at the start.
-const SHOWN_BYTES: usize = 8 << 20;
+const SHOWN_BYTES: usize = 4 << 20;
 
 /// Has the allocator keep the memory of large frames for those that come after, if it learns from what it has seen: the
 /// GNU C library's gives blocks back to the system that are as large as none it has freed before, and what is free at

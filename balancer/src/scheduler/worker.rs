@@ -14,7 +14,7 @@ const HELD_WORK: Duration = Duration::from_millis(1);
 
 /// Work beyond free threads that makes no difference under `least_loaded`, as time that it takes a thread. To spread
 /// less would wake more workers for it than the work is worth.
-const ALIKE_WORK: Duration = Duration::from_micros(20);
+const ALIKE_WORK: Duration = Duration::from_micros(10);
 
 /// Tasks that a worker with fewer threads is given at most, however short it says they are. No balancer passes
 /// on more in a millisecond, and what one worker holds must be taken back in one go when it is lost.
@@ -204,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn twenty_microseconds_of_work_beyond_the_threads_make_no_difference() {
+    fn ten_microseconds_of_work_beyond_the_threads_make_no_difference() {
         assert_eq!(worker(4, 1024, None).alike, 4);
         assert_eq!(worker(4, 1024, Some(100_000)).alike, 4);
-        assert_eq!(worker(4, 1024, Some(1_000)).alike, 4 * 21);
-        assert_eq!(worker(1, 1024, Some(100)).alike, 201);
+        assert_eq!(worker(4, 1024, Some(1_000)).alike, 4 * 11);
+        assert_eq!(worker(1, 1024, Some(100)).alike, 101);
         assert_eq!(worker(4, 1024, Some(0)).alike, 16_384);
     }
 

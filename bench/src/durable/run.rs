@@ -113,10 +113,11 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, PeersError> {
     let session = Session { found, options, stop, turns: Turns::new(options.rounds, stop) };
     session.plan();
     let wanted = |part| options.parts.contains(&part);
+    // Before the others, which leave the disk something to do.
+    let foreground = if wanted(Part::Foreground) { foreground::run(&session)? } else { Vec::new() };
     let accept = if wanted(Part::Accept) { accept::run(&session)? } else { Vec::new() };
     let life = if wanted(Part::Life) { life::run(&session)? } else { Vec::new() };
     let bus = if wanted(Part::Bus) { bus::run(&session)? } else { None };
-    let foreground = if wanted(Part::Foreground) { foreground::run(&session)? } else { Vec::new() };
     let restart = if wanted(Part::Restart) { restart::run(&session)? } else { None };
     let failures = session.turns.finish();
     Ok(Report {
@@ -162,7 +163,7 @@ impl Session<'_> {
             Part::Life => life::Way::ALL.len() * self.options.rounds,
             // Engines come up in a turn of its own.
             Part::Bus => 1 + 2 * self.options.rounds,
-            Part::Foreground => 2 * self.options.rounds,
+            Part::Foreground => 2 * foreground::PAIRS * self.options.rounds,
             Part::Restart => 1,
         };
         self.turns.plan(self.options.parts.iter().map(turns).sum());
