@@ -590,3 +590,34 @@ fn sleeping_workers_of_several_actions_are_woken_for_each_of_them() {
     let seen = seen.lock().unwrap();
     assert!([b"a", b"b", b"c"].iter().all(|action| seen.iter().filter(|a| a == action).count() == 200));
 }
+
+#[test]
+fn tasks_to_which_native_clients_have_given_one_number_are_told_apart_by_their_worker() {
+    let served = serve(settings());
+    let mut worker = Peer::worker(&served, &["echo"]);
+    let mut clients = [Wire::client(&served), Wire::client(&served)];
+    for (client, payload) in clients.iter_mut().zip([b"of a", b"of b"]) {
+        client.send(&support::task(1, payload));
+    }
+    let jobs = [worker.next_job().unwrap(), worker.next_job().unwrap()];
+    assert_ne!(jobs[0].0, jobs[1].0, "a handle of its own for each");
+    for (handle, _, payload) in jobs.iter().rev() {
+        worker.complete(handle, payload);
+    }
+    for (client, payload) in clients.iter_mut().zip([b"of a", b"of b"]) {
+        assert_eq!(client.expect(FrameType::Result).as_frame().payload, payload);
+    }
+    served.stop();
+}
+
+#[test]
+fn a_client_that_closes_its_connection_with_its_job_has_heard_that_it_was_taken() {
+    let served = serve(settings());
+    let mut client = Peer::connect(&served);
+    client.send(ECHO_REQ, b"there?");
+    client.expect(ECHO_RES);
+    client.send(SUBMIT_JOB, &job("echo", "", b"x"));
+    client.0.shutdown(Shutdown::Write).unwrap();
+    client.expect(JOB_CREATED);
+    served.stop();
+}

@@ -369,3 +369,23 @@ fn malformed_lines_end_no_connection_and_one_too_many_is_told() {
     });
     served.stop();
 }
+
+#[test]
+fn whole_lines_behind_a_long_one_are_answered_though_the_next_is_not_whole() {
+    let served = serve(settings());
+    let _worker = echo_worker(&served, "w");
+    let mut lines = Lines::connect(served.lines);
+    let long = "x".repeat(100_000);
+    for _ in 0..3 {
+        // Two pieces, so that the line is put together.
+        lines.say(format!("echo {long}"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        lines.say("\n");
+        assert_eq!(lines.hear().as_deref(), Some(&*long));
+        lines.say("echo a\necho b\necho c");
+        assert_eq!((lines.hear().as_deref(), lines.hear().as_deref()), (Some("a"), Some("b")));
+        lines.say("\n");
+        assert_eq!(lines.hear().as_deref(), Some("c"));
+    }
+    served.stop();
+}

@@ -31,6 +31,7 @@
 //! # Ok::<(), reparto_protocol::FrameError>(())
 //! ```
 
+mod beginning;
 mod duration;
 mod error;
 mod field;
@@ -40,6 +41,7 @@ mod message;
 mod state;
 mod usual;
 
+pub use beginning::Beginning;
 pub use duration::{NotADuration, parse_duration};
 pub use error::{ErrorCode, FrameError};
 pub use field::{FIELD_HEADER_BYTES, FIRST_CRITICAL_TAG, Field, Fields, Tag, cut};

@@ -6,6 +6,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use crate::beginning::Beginning;
 use crate::field::{FIELD_HEADER_BYTES, Tag};
 use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, header};
 use crate::limits;
@@ -199,42 +200,9 @@ struct Alike<'a> {
     at: usize,
     /// Type, flags and length of the fields, as the header has them.
     kind: u32,
-    fields: Fields<'a>,
+    fields: Beginning<'a>,
     /// Most bytes of a frame behind its length.
     most: usize,
-}
-
-/// The fields that frames have in common.
-#[derive(Debug, Clone, Copy)]
-struct Fields<'a> {
-    bytes: &'a [u8],
-    /// Where they are short: their bytes as a number's highest, and which bits of it those are.
-    as_number: Option<(u128, u128)>,
-}
-
-impl<'a> Fields<'a> {
-    #[inline]
-    fn new(bytes: &'a [u8]) -> Self {
-        let mut padded = [0; 16];
-        let mut as_number = None;
-        if let (Some(there), false) = (padded.get_mut(..bytes.len()), bytes.is_empty()) {
-            there.copy_from_slice(bytes);
-            as_number = Some((u128::from_be_bytes(padded), u128::MAX << (8 * (16 - bytes.len()))));
-        }
-        Fields { bytes, as_number }
-    }
-
-    /// Whether `body` begins with them. Comparing a few bytes as a number takes a fraction of what a call for it does.
-    #[inline]
-    fn begin(&self, body: &[u8]) -> bool {
-        if self.bytes.is_empty() {
-            return true;
-        }
-        match (self.as_number, body.first_chunk::<16>()) {
-            (Some((number, mask)), Some(chunk)) => u128::from_be_bytes(*chunk) & mask == number,
-            _ => body.starts_with(self.bytes),
-        }
-    }
 }
 
 impl<'a> Alike<'a> {
@@ -242,7 +210,7 @@ impl<'a> Alike<'a> {
     fn new(buffer: &'a [u8], at: usize, kind: FrameType, fields: &'a [u8], max_frame_bytes: u32) -> Self {
         let kind = u32::from(kind as u8) << 24 | fields.len() as u32;
         let most = (max_frame_bytes as usize).saturating_sub(LENGTH_BYTES);
-        Alike { buffer, at, kind, fields: Fields::new(fields), most }
+        Alike { buffer, at, kind, fields: Beginning::new(fields), most }
     }
 
     #[inline]
@@ -257,10 +225,10 @@ impl<'a> Alike<'a> {
             return None;
         }
         // Bytes behind the frame may be compared, and are not counted.
-        if !self.fields.begin(body) {
+        if !self.fields.begins(body) {
             return None;
         }
-        let payload = body.get(self.fields.bytes.len()..body_bytes)?;
+        let payload = body.get(self.fields.len()..body_bytes)?;
         self.at += LENGTH_BYTES + length;
         Some((id, payload))
     }

@@ -303,6 +303,11 @@ impl Session {
         }
     }
 
+    /// Whether a frame's head tells its length. Where it does not, a frame that was put together may hold several.
+    pub fn tells_lengths(&self) -> bool {
+        !matches!(self, Session::Lines(_))
+    }
+
     /// The length of the frame that begins with `kept`, in bytes, where its head is whole and tells it.
     pub fn known_frame_bytes(&self, context: &Context, kept: &[u8]) -> Option<usize> {
         let tells = match self {

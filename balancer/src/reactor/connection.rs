@@ -284,11 +284,11 @@ impl Connection {
     }
 }
 
-/// Takes a frame of this length, and what is behind it, apart. The frame's memory is nobody else's, and at most about twice
-/// as large as the frame.
+/// Takes a frame of this length, and what is behind it, apart. The frame's memory is nobody else's, and little larger than
+/// the frame: its payload may be kept in it.
 fn split_frame(input: Vec<u8>, length: usize) -> (Bytes, Bytes) {
     let behind = Bytes::copy_from_slice(&input[length..]);
-    if input.capacity() / 2 > length + LEAST_INPUT {
+    if input.capacity() > length + length / 8 + LEAST_INPUT {
         return (Bytes::copy_from_slice(&input[..length]), behind);
     }
     let mut frame = Bytes::from(input);

@@ -62,7 +62,8 @@ impl Connection {
 
     /// Notes the length of a frame that has come, for the one after it.
     pub(super) fn note_length(&mut self, length: usize) {
-        self.last_large = u32::try_from(length).ok().filter(|_| length >= LARGE_BYTES).unwrap_or(0);
+        let is_large = length >= LARGE_BYTES && self.session.tells_lengths();
+        self.last_large = u32::try_from(length).ok().filter(|_| is_large).unwrap_or(0);
     }
 
     /// Nothing came of a frame that was expected to be large.
@@ -202,5 +203,13 @@ mod tests {
         assert!(connection.input[HEAD_BYTES..].iter().all(|byte| *byte == 7));
         drop(connection);
         let _ = sender.join();
+    }
+
+    #[test]
+    fn lines_do_not_tell_their_length() {
+        let (mut connection, _listener) = client();
+        connection.session = crate::dialect::Session::new(crate::dialect::Listener::Lines, &context(), None);
+        connection.note_length(100_000);
+        assert!(!prepare(&mut connection, 1 << 20));
     }
 }

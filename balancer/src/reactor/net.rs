@@ -44,6 +44,8 @@ pub(super) struct Net {
     pub(super) read_buffer: ReadBuffer,
     /// Those that may have something to be read, in the order of their turns.
     pub(super) ready: VecDeque<Peer>,
+    /// Those whose turn was put off to the next one; empty between turns.
+    pub(super) put_off: Vec<Peer>,
     /// Those to be flushed at the end of the turn.
     pub(super) touched: Vec<Peer>,
     /// Those whose output is only what may wait for more to go with it.
@@ -106,6 +108,7 @@ impl Net {
             deadlines: Deadlines::default(),
             read_buffer: ReadBuffer::new(),
             ready: VecDeque::new(),
+            put_off: Vec::new(),
             touched: Vec::new(),
             patient: Vec::new(),
             patient_turns: 0,
@@ -128,6 +131,14 @@ impl Net {
         if (connection.readable || connection.parked) && !connection.is_held_up() && !connection.queued {
             connection.queued = true;
             self.ready.push_back(peer);
+        }
+    }
+
+    /// Has those whose turn was put off begin the next one, in their order: whoever always has more to be read comes behind
+    /// them.
+    pub(super) fn take_put_off_first(&mut self) {
+        while let Some(peer) = self.put_off.pop() {
+            self.ready.push_front(peer);
         }
     }
 
@@ -181,7 +192,8 @@ impl Net {
         let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.open()) else {
             return false;
         };
-        if !may_wait {
+        // Nothing more follows on a connection that is about to end.
+        if !may_wait || connection.ending {
             touch(peer, connection, &mut self.touched, &mut self.spare);
         } else if !connection.touched && !connection.patient {
             connection.patient = true;
@@ -279,4 +291,23 @@ fn host_name() -> String {
     return rustix::system::uname().nodename().to_string_lossy().into_owned();
     #[cfg(not(unix))]
     std::env::var("COMPUTERNAME").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_whose_turn_was_put_off_begin_the_next_in_their_order() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let poll = Poll::new().expect("a poll");
+        let mut net = Net::new(poll, (address, address), Settings::default(), None);
+        let peers: Vec<Peer> = (0..4).map(|index| Peer { index, generation: 1 }).collect();
+        // The first was read from and has more, the second and third were put off, the fourth has come meanwhile.
+        net.ready.extend([peers[0], peers[3]]);
+        net.put_off.extend([peers[1], peers[2]]);
+        net.take_put_off_first();
+        assert_eq!(net.ready, [peers[1], peers[2], peers[0], peers[3]]);
+        assert!(net.put_off.is_empty());
+    }
 }

@@ -87,6 +87,10 @@ impl<D: Decider> Reactor<D> {
         };
         match read {
             Ok((0, _)) => {
+                if large.is_some() {
+                    connection.expect_nothing();
+                    self.count_input(peer, false);
+                }
                 self.input_over(peer);
                 0
             }

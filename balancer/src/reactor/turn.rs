@@ -117,7 +117,7 @@ impl<D: Decider> Reactor<D> {
             turns -= 1;
             let large = self.expects_large(peer);
             if large && large_bytes >= LARGE_TURN_BYTES {
-                self.net.ready.push_back(peer);
+                self.net.put_off.push(peer);
                 continue;
             }
             let came = self.serve(peer);
@@ -125,6 +125,7 @@ impl<D: Decider> Reactor<D> {
             large_bytes += if large { came } else { 0 };
             self.settle();
         }
+        self.net.take_put_off_first();
         self.expire();
         if self.decider.next_timer(self.net.now).is_some_and(|at| at <= self.net.now) {
             self.tick();

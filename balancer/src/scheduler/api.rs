@@ -585,8 +585,8 @@ pub struct Assignment<'a> {
     pub task_id: Option<BackgroundId>,
     /// Its worker has it already.
     pub held: bool,
-    /// For a pull worker: the number that the first of those who wait has given it. 0 for others, and for
-    /// background tasks.
+    /// For a pull worker: the number by which the task was announced, which no other task has. 0 for others, and for tasks
+    /// that were not announced.
     pub number: u64,
     /// For a pull worker: the form of its [`Pull::Grab`].
     pub form: u8,

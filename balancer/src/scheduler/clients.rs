@@ -139,6 +139,7 @@ impl Scheduler {
         (row.action, row.since) = (action, self.now);
         row.priority = submission.priority.min(limits::MAX_PRIORITY);
         (row.spent, row.max_attempts) = (spent, submission.max_attempts.max(1));
+        row.announced = submission.announced;
         if let Some(deadline) = submission.deadline {
             self.tasks.set_deadline(task, self.now.after(deadline));
         }
@@ -338,7 +339,8 @@ impl Scheduler {
         self.remove_entry(client, client_id);
         self.remove_waiter(waiter);
         let row = &mut self.tasks[task];
-        (row.client, row.client_id) = (client, client_id);
+        // It was announced to somebody else, by another number.
+        (row.client, row.client_id, row.announced) = (client, client_id, false);
         self.clients[client].bytes += row.payload.len();
         self.enter(client, client_id, task);
         if queued {

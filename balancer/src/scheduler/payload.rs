@@ -80,7 +80,12 @@ impl<'a> Payload<'a> {
 
     /// The bytes to keep for long.
     fn to_kept(self) -> Bytes {
-        let is_most_of = |memory: &Bytes| memory.is_unique() && memory.len() <= 2 * self.bytes.len();
+        // Memory that nobody else holds is a frame's, which has a head: a part of a buffer has none, and may keep all of
+        // the buffer.
+        let is_most_of = |memory: &Bytes| {
+            let (all, part) = (memory.len(), self.bytes.len());
+            part < all && all <= 2 * part && memory.is_unique()
+        };
         match self.memory {
             Some(memory) if self.bytes.len() >= KEEP_SHARED_BYTES || is_most_of(memory) => {
                 memory.slice_ref(self.bytes)
@@ -455,5 +460,9 @@ mod tests {
         assert_ne!(store.get(0, little).as_slice().as_ptr(), frame.as_ptr());
         let most = store.keep(1, Payload::within(&frame, &frame[100..]));
         assert_eq!(store.get(1, most).as_slice().as_ptr(), frame[100..].as_ptr());
+        // What another reactor hands over is a part of its buffer, and may be all that is left of it.
+        let part = Bytes::from(vec![1; 250_000]).split_to(60_000);
+        let whole = store.keep(2, Payload::from(&part));
+        assert_ne!(store.get(2, whole).as_slice().as_ptr(), part.as_ptr());
     }
 }

@@ -7,11 +7,10 @@
 use std::time::Duration;
 
 use super::choice::Change;
-use super::clients::Client;
 use super::payload::{BLOCK_BYTES, Store};
 use super::pulling::Rest;
 use super::queue::{Flows, Queue};
-use super::runs::{Handed, Went};
+use super::runs::{Handed, TakenIn, Went};
 use super::task::{Place, Tasks};
 use super::worker::Worker;
 use super::{
@@ -21,23 +20,10 @@ use super::{
 /// Tasks of a run, each put into its queue as its number is asked for. Ends before the first that must go the ordinary
 /// way.
 struct QueuedUp<'s, 'p, I> {
-    tasks: &'s mut I,
-    /// The one that is next, if it was looked at.
-    next: Option<Handed<'p>>,
-    /// What rows have in common: client, action and time.
-    blank: (u32, u32, Time),
+    taken: TakenIn<'s, 'p, I>,
     flow: u32,
-    /// Tasks that may yet be taken in.
-    left: usize,
-    /// Bytes of payload that may yet be taken in.
-    bytes_left: usize,
-    rows: &'s mut Tasks,
-    payloads: &'s mut Store,
     flows: &'s mut Flows,
     queue: &'s mut Queue,
-    client: &'s mut Client,
-    /// Where it ended.
-    went: Option<Went<Handed<'p>>>,
 }
 
 impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for QueuedUp<'_, 'p, I> {
@@ -45,29 +31,9 @@ impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for QueuedUp<'_, 'p, I> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<u64> {
-        if self.went.is_some() {
-            return None;
-        }
-        let Some((id, payload)) = self.next.take().or_else(|| self.tasks.next()) else {
-            self.went = Some(Went::Through);
-            return None;
-        };
-        let bytes = payload.len();
-        let fits = self.left > 0 && bytes <= self.bytes_left;
-        if !fits || bytes > BLOCK_BYTES || !self.client.numbers.takes_at_once(id) {
-            self.went = Some(Went::To((id, payload)));
-            return None;
-        }
-        let (client, action, now) = self.blank;
-        let (task, row) = self.rows.add();
-        row.payload = self.payloads.keep(task, payload);
-        (row.client, row.client_id) = (client, id);
-        (row.action, row.since) = (action, now);
-        row.priority = limits::DEFAULT_PRIORITY;
-        row.max_attempts = limits::DEFAULT_MAX_ATTEMPTS;
-        self.client.numbers.put(id, task);
-        self.flows.push_back_in(self.flow, self.queue, self.rows, task);
-        (self.left, self.bytes_left) = (self.left - 1, self.bytes_left - bytes);
+        let ((id, _), task, row) = self.taken.take()?;
+        row.announced = true;
+        self.flows.push_back_in(self.flow, self.queue, self.taken.rows, task);
         Some(id)
     }
 }
@@ -108,7 +74,7 @@ impl<'s> Iterator for Given<'s> {
         row.attempt_tag = *self.attempt_tag;
         row.put(Place::Held(self.worker_index));
         row.recalled = false;
-        let (number, kept) = (row.client_id, row.payload);
+        let (number, kept) = (row.announced_number(), row.payload);
         let assignment = AssignmentId::new(*self.attempt_tag, task);
         self.worker.held.add(assignment);
         self.worker.in_flight += 1;
@@ -197,24 +163,15 @@ impl Scheduler {
         }
         let flow = self.flows.flow_of(&mut row.queue, (client, index, limits::DEFAULT_PRIORITY));
         let peer = client_row.peer;
+        let (blank, rows) = ((client, index, self.now), (&mut self.tasks, &mut self.payloads));
         let mut queued = QueuedUp {
-            tasks,
-            next: Some(next),
-            blank: (client, index, self.now),
+            taken: TakenIn::new((Some(next), tasks), blank, (most, most_bytes), rows, client_row),
             flow,
-            left: most,
-            bytes_left: most_bytes,
-            rows: &mut self.tasks,
-            payloads: &mut self.payloads,
             flows: &mut self.flows,
             queue: &mut row.queue,
-            client: &mut *client_row,
-            went: None,
         };
         effects.created_some(peer, &mut queued);
-        let (count, bytes) = (most - queued.left, most_bytes - queued.bytes_left);
-        let went = queued.went.unwrap_or(Went::OnePart);
-        client_row.bytes += bytes;
+        let ((count, bytes), went) = queued.taken.end();
         self.bytes += bytes;
         self.owed += count;
         self.counts.submitted += count as u64;

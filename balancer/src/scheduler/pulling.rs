@@ -284,7 +284,7 @@ impl Scheduler {
             self.wheel.set(&mut self.tasks, task, ends_by);
         }
         let assignment = self.assignment_id(task);
-        let number = if self.tasks.background(task).is_some() { 0 } else { self.tasks[task].client_id };
+        let number = self.tasks[task].announced_number();
         effects.assign(peer, assignment, Assignment { number, form, ..self.details(task) });
     }
 

@@ -13,7 +13,7 @@ use super::held::Held;
 use super::numbers::Numbers;
 use super::payload::{BLOCK_BYTES, Store};
 use super::slab::Slab;
-use super::task::{Place, Tasks, Waiter};
+use super::task::{Place, Task, Tasks, Waiter};
 use super::watching::STALL;
 use super::worker::Worker;
 use super::{AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submission, Time, limits};
@@ -63,23 +63,81 @@ fn next_usual<'a>(
     Ok(Done { assignment, payload, client: task.client, id: task.client_id, action: task.action })
 }
 
+/// Tasks of a run, each taken in as it is asked for. Ends before the first that must go the ordinary way.
+pub(super) struct TakenIn<'s, 'p, I> {
+    tasks: &'s mut I,
+    /// The one that is next, if it was looked at.
+    next: Option<Handed<'p>>,
+    /// What rows have in common: client, action and time.
+    blank: (u32, u32, Time),
+    /// Tasks that may be taken in, and bytes of payload.
+    most: (usize, usize),
+    /// What is left of these.
+    left: (usize, usize),
+    pub(super) rows: &'s mut Tasks,
+    payloads: &'s mut Store,
+    client: &'s mut Client,
+    /// Where it ended.
+    pub(super) went: Option<Went<Handed<'p>>>,
+}
+
+impl<'s, 'p, I: Iterator<Item = Handed<'p>>> TakenIn<'s, 'p, I> {
+    /// Those of `tasks`, behind `next`, for which there is room.
+    #[inline]
+    pub(super) fn new(
+        (next, tasks): (Option<Handed<'p>>, &'s mut I),
+        blank: (u32, u32, Time),
+        most: (usize, usize),
+        (rows, payloads): (&'s mut Tasks, &'s mut Store),
+        client: &'s mut Client,
+    ) -> Self {
+        TakenIn { tasks, next, blank, most, left: most, rows, payloads, client, went: None }
+    }
+
+    /// Takes the next one in: its number, its payload and its row, which has no place yet.
+    #[inline(always)]
+    pub(super) fn take(&mut self) -> Option<(Handed<'p>, u32, &mut Task)> {
+        if self.went.is_some() {
+            return None;
+        }
+        let Some((id, payload)) = self.next.take().or_else(|| self.tasks.next()) else {
+            self.went = Some(Went::Through);
+            return None;
+        };
+        let bytes = payload.len();
+        let fits = self.left.0 > 0 && bytes <= self.left.1;
+        if !fits || bytes > BLOCK_BYTES || !self.client.numbers.takes_at_once(id) {
+            self.went = Some(Went::To((id, payload)));
+            return None;
+        }
+        let (client, action, now) = self.blank;
+        let (task, row) = self.rows.add();
+        row.payload = self.payloads.keep(task, payload);
+        (row.client, row.client_id) = (client, id);
+        (row.action, row.since) = (action, now);
+        row.priority = limits::DEFAULT_PRIORITY;
+        row.max_attempts = limits::DEFAULT_MAX_ATTEMPTS;
+        self.client.numbers.put(id, task);
+        self.left = (self.left.0 - 1, self.left.1 - bytes);
+        Some(((id, payload), task, row))
+    }
+
+    /// How many were taken in, and their bytes of payload; and where it ended.
+    #[inline]
+    pub(super) fn end(self) -> ((usize, usize), Went<Handed<'p>>) {
+        let taken = (self.most.0 - self.left.0, self.most.1 - self.left.1);
+        self.client.bytes += taken.1;
+        (taken, self.went.unwrap_or(Went::OnePart))
+    }
+}
+
 /// Tasks of a run, each given to the same worker as it is asked for. Ends when the worker is no longer next for one.
 struct HandedOver<'s, 'p, I> {
-    tasks: &'s mut I,
-    /// What rows have in common: client, action, time and worker.
-    blank: (u32, u32, Time, u32),
+    taken: TakenIn<'s, 'p, I>,
     takes_turns: bool,
-    /// Tasks that may yet be taken in.
-    left: usize,
-    /// Bytes of payload that may yet be taken in.
-    bytes_left: usize,
-    rows: &'s mut Tasks,
-    payloads: &'s mut Store,
     attempt_tag: &'s mut u32,
-    client: &'s mut Client,
+    worker_index: u32,
     worker: &'s mut Worker,
-    /// Where it ended.
-    went: Option<Went<Handed<'p>>>,
 }
 
 impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
@@ -87,38 +145,17 @@ impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        if self.went.is_some() {
-            return None;
-        }
-        let Some((id, payload)) = self.tasks.next() else {
-            self.went = Some(Went::Through);
-            return None;
-        };
-        let bytes = payload.len();
-        let fits = self.left > 0 && bytes <= self.bytes_left;
-        if !fits || bytes > BLOCK_BYTES || !self.client.numbers.takes_at_once(id) {
-            self.went = Some(Went::To((id, payload)));
-            return None;
-        }
-        let (client, action, now, worker) = self.blank;
+        let ((_, payload), task, row) = self.taken.take()?;
         *self.attempt_tag = self.attempt_tag.checked_add(1).unwrap_or(1);
-        let (task, row) = self.rows.add();
-        row.payload = self.payloads.keep(task, payload);
-        (row.client, row.client_id) = (client, id);
-        (row.action, row.since) = (action, now);
-        row.priority = limits::DEFAULT_PRIORITY;
-        row.max_attempts = limits::DEFAULT_MAX_ATTEMPTS;
         row.attempt_tag = *self.attempt_tag;
-        row.put(Place::Held(worker));
-        self.client.numbers.put(id, task);
+        row.put(Place::Held(self.worker_index));
         let assignment = AssignmentId::new(*self.attempt_tag, task);
         self.worker.held.add(assignment);
         self.worker.in_flight += 1;
-        self.worker.bytes += bytes;
-        (self.left, self.bytes_left) = (self.left - 1, self.bytes_left - bytes);
+        self.worker.bytes += payload.len();
         if self.takes_turns || !self.worker.stays.contains(&self.worker.in_flight) || !self.worker.has_room()
         {
-            self.went = Some(Went::OnePart);
+            self.taken.went = Some(Went::OnePart);
         }
         Some((assignment, payload))
     }
@@ -274,30 +311,23 @@ impl Scheduler {
     ) -> Went<Handed<'p>> {
         // Where several groups offer the action, each in its turn, the next task may be another group's.
         let takes_turns = self.choice.takes_turns(&self.actions[action].offers);
-        let (most, most_bytes) = self.room_left();
+        let most = self.room_left();
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
-        let (in_flight, bytes_before) = (worker.in_flight, worker.bytes);
+        let (in_flight, blank) = (worker.in_flight, (client, action, self.now));
+        let rows = (&mut self.tasks, &mut self.payloads);
         let mut given = HandedOver {
-            tasks,
-            blank: (client, action, self.now, pick.worker),
+            taken: TakenIn::new((None, tasks), blank, most, rows, client_row),
             takes_turns,
-            left: most,
-            bytes_left: most_bytes,
-            rows: &mut self.tasks,
-            payloads: &mut self.payloads,
             attempt_tag: &mut self.attempt_tag,
-            client: &mut *client_row,
+            worker_index: pick.worker,
             worker: &mut *worker,
-            went: None,
         };
         let peer = given.worker.peer;
         effects.assign_some(peer, &self.actions[action].name, &mut given);
-        let (count, went) = (most - given.left, given.went.unwrap_or(Went::OnePart));
-        let bytes = worker.bytes - bytes_before;
+        let ((count, bytes), went) = given.taken.end();
         let outgrew = in_flight <= worker.threads && worker.in_flight > worker.threads;
         let stall_at = self.now.after(STALL);
         let look = outgrew && stall_at < worker.check_at;
-        client_row.bytes += bytes;
         self.bytes += bytes;
         self.owed += count;
         self.counts.submitted += count as u64;

@@ -62,6 +62,8 @@ pub(super) struct Task {
     pub(super) max_attempts: u8,
     /// Its worker was asked to hand it back.
     pub(super) recalled: bool,
+    /// Its first waiter was told that it was taken, by a number that no other task has.
+    pub(super) announced: bool,
     /// It has a deadline or an [`Extra`], or had one.
     is_special: bool,
 }
@@ -336,6 +338,12 @@ impl Task {
         self.client != NONE
     }
 
+    /// The number by which it was announced; 0 if it was not.
+    #[inline]
+    pub(super) fn announced_number(&self) -> u64 {
+        if self.announced { self.client_id } else { 0 }
+    }
+
     /// Whether it has neither a deadline nor an [`Extra`], and no timer is set.
     #[inline]
     pub(super) fn is_usual(&self) -> bool {
@@ -357,6 +365,7 @@ impl Task {
         spent: 0,
         max_attempts: 1,
         recalled: false,
+        announced: false,
         is_special: false,
     };
 }

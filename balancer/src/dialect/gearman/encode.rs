@@ -3,7 +3,7 @@
 use reparto_protocol::ErrorCode;
 
 use super::decode::PLAIN_FAILURE;
-use super::handle::Handle;
+use super::handle::{Handle, number_of_assignment};
 use super::packet::{Kind, put, put_error, put_header, put_with_payload};
 use super::{Request, Session, key};
 use crate::dialect::{Output, Refusal};
@@ -13,6 +13,12 @@ use bytes::BufMut;
 
 /// What a text command is answered when all is well.
 const OK: &[u8] = b"OK\r\n";
+
+/// The number of a job for its worker, if it was announced by one; else one of its assignment's own.
+#[inline]
+fn number_or_own(number: u64, assignment: AssignmentId) -> u64 {
+    if number == 0 { number_of_assignment(assignment) } else { number }
+}
 
 impl Session {
     /// Writes an effect down; [`assign`](Self::assign) does it for assignments.
@@ -80,6 +86,7 @@ impl Session {
         }
         let head = self.heads.assign(&self.shared.prefix, action);
         for Pulled { assignment, number, payload } in assignments {
+            let number = number_or_own(number, assignment);
             self.held.push_back((Handle::Number(number), assignment));
             head.put(number, payload.len(), out.buffer());
             out.payload(payload);
@@ -115,7 +122,7 @@ impl Session {
     pub fn assign(&mut self, id: AssignmentId, details: &Assignment<'_>, out: &mut Output) {
         let handle = match details.task_id {
             Some(task) => Handle::Task(task),
-            None => Handle::Number(details.number),
+            None => Handle::Number(number_or_own(details.number, id)),
         };
         self.held.push_back((handle, id));
         let (unique, reducer) = key::parts(details.key);

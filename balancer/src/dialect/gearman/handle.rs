@@ -6,7 +6,7 @@
 use bytes::{BufMut, BytesMut};
 
 use super::packet::MAX_HANDLE_BYTES;
-use crate::scheduler::BackgroundId;
+use crate::scheduler::{AssignmentId, BackgroundId};
 
 /// Bits of a number that count jobs; the connection's index stands above them.
 const COUNT_BITS: u32 = 40;
@@ -27,6 +27,13 @@ pub(super) enum Handle {
 pub(super) fn number_of(connection: u32, count: u64) -> u64 {
     // Indexes are 20 bits at most, so the bits above stay free.
     (u64::from(connection) + 1) << COUNT_BITS | count & ((1 << COUNT_BITS) - 1)
+}
+
+/// The number of an assignment's job that was given none, such as a native client's: no other job of its worker has it, and
+/// no connection's.
+pub(super) fn number_of_assignment(id: AssignmentId) -> u64 {
+    const BIT: u64 = 1 << 62;
+    BIT | id.0 & (BIT - 1)
 }
 
 /// The index of the connection whose job has this number; `None` for a number that no job has.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use reparto_protocol::Beginning;
 
 use super::Session;
 use super::decode::function;
@@ -41,39 +42,6 @@ fn data_at(chunk: &Bytes, at: usize, start: u64, most_data: usize) -> Option<&[u
     let size = u32::from_be_bytes([s0, s1, s2, s3]) as usize;
     let is_it = u64::from_be_bytes([m0, m1, m2, m3, k0, k1, k2, k3]) == start && size <= most_data;
     if is_it { rest.get(..size) } else { None }
-}
-
-/// Bytes that packets' data begins with.
-#[derive(Debug, Clone, Copy)]
-struct Beginning<'a> {
-    bytes: &'a [u8],
-    /// Where they are few: as a number's highest, and which bits of it those are.
-    as_number: Option<(u128, u128)>,
-}
-
-impl<'a> Beginning<'a> {
-    #[inline]
-    fn new(bytes: &'a [u8]) -> Self {
-        let mut padded = [0; 16];
-        let mut as_number = None;
-        if let (Some(there), false) = (padded.get_mut(..bytes.len()), bytes.is_empty()) {
-            there.copy_from_slice(bytes);
-            as_number = Some((u128::from_be_bytes(padded), u128::MAX << (8 * (16 - bytes.len()))));
-        }
-        Beginning { bytes, as_number }
-    }
-
-    /// What stands behind them in `data`, if it begins with them. Comparing a few bytes as a number takes a fraction of
-    /// what a call for it does.
-    #[inline]
-    fn strip<'d>(&self, data: &'d [u8]) -> Option<&'d [u8]> {
-        let rest = data.get(self.bytes.len()..)?;
-        let begins = match (self.as_number, data.first_chunk::<16>()) {
-            (Some((number, mask)), Some(chunk)) => u128::from_be_bytes(*chunk) & mask == number,
-            _ => data.starts_with(self.bytes),
-        };
-        begins.then_some(rest)
-    }
 }
 
 /// SUBMIT_JOBs of one function, none with a unique id, as they follow each other in a chunk: the session's number for
@@ -123,7 +91,7 @@ impl<'a> Iterator for Jobs<'a> {
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let data = data_at(self.chunk, self.at, SUBMIT_JOB, self.most_data)?;
-        let payload = self.names.strip(data)?;
+        let payload = data.get(self.names.len()..).filter(|_| self.names.begins(data))?;
         let count = self.counts.next()?;
         self.at += HEADER_BYTES + data.len();
         Some((number_of(self.connection, count), Payload::within(self.chunk, payload)))
