@@ -1,5 +1,7 @@
 //! Another program that speaks AMQP and knows nothing of Reparto: it publishes, consumes and answers.
 
+use std::time::Duration;
+
 use amiquip::{
     AmqpProperties, Channel, Confirm, Connection, Consumer, ConsumerMessage, ConsumerOptions, Delivery,
     Publish, QueueDeclareOptions,
@@ -8,6 +10,10 @@ use amiquip::{
 use crossbeam_channel::Receiver;
 
 use super::PATIENCE;
+
+/// How long a message is waited for. What an engine's death has held up comes with the next sweep, which may be a minute
+/// later, after a dead balancer's lease.
+const MESSAGE_PATIENCE: Duration = Duration::from_secs(240);
 
 pub struct Program {
     confirms: Receiver<Confirm>,
@@ -63,7 +69,7 @@ impl Program {
 
 /// The next delivery, not acknowledged.
 pub fn delivery(consumer: &Consumer<'_>) -> Delivery {
-    match consumer.receiver().recv_timeout(PATIENCE) {
+    match consumer.receiver().recv_timeout(MESSAGE_PATIENCE) {
         Ok(ConsumerMessage::Delivery(delivery)) => delivery,
         other => panic!("no message comes: {other:?}"),
     }
