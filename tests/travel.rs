@@ -5,11 +5,12 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reparto_client::{Client, ErrorCode, TaskHandle};
 use support::sharing::Shared;
-use support::{Balancer, folder, pid_from, runs, wait_until};
+use support::{Balancer, Process, folder, pid_from, runs, wait_until};
 
 fn client(balancer: &Balancer) -> Client {
     Client::connect([balancer.clients.clone()]).unwrap()
@@ -17,6 +18,13 @@ fn client(balancer: &Balancer) -> Client {
 
 fn submit(client: &Client, action: &str, payload: &str) -> TaskHandle {
     client.task(action).payload(payload.to_owned()).submit().unwrap()
+}
+
+/// A worker whose `work` takes ten minutes, and the file that names the process it runs in.
+fn worker_that_takes_long(balancer: &Balancer) -> (Process, PathBuf) {
+    let pid = folder().join("pid");
+    let work = format!("work=echo $$ >'{}'; exec sleep 600", pid.display());
+    (balancer.worker_with(&["--id", "luis", "--threads", "1", "--exec", &work]), pid)
 }
 
 #[test]
@@ -136,9 +144,7 @@ fn a_task_comes_back_to_where_it_was_handed_in_when_rabbitmq_is_killed() {
 fn a_client_that_leaves_cancels_what_has_travelled() {
     let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
-    let pid = folder().join("pid");
-    let work = format!("work=echo $$ >'{}'; exec sleep 600", pid.display());
-    let _there = second.worker_with(&["--id", "luis", "--threads", "1", "--exec", &work]);
+    let (_there, pid) = worker_that_takes_long(&second);
     let at_first = client(&first);
     let task = submit(&at_first, "work", "x");
     let running = pid_from(&pid);
@@ -164,9 +170,7 @@ fn a_handler_is_told_which_attempt_it_is_wherever_that_runs() {
 fn what_a_balancer_had_lent_is_ended_soon_after_it_was_killed() {
     let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
-    let pid = folder().join("pid");
-    let work = format!("work=echo $$ >'{}'; exec sleep 600", pid.display());
-    let _there = second.worker_with(&["--id", "luis", "--threads", "1", "--exec", &work]);
+    let (_there, pid) = worker_that_takes_long(&second);
     let at_first = client(&first);
     let _task = submit(&at_first, "work", "x");
     let running = pid_from(&pid);

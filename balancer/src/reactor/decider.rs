@@ -24,59 +24,45 @@ pub(super) trait Decider {
     /// Takes an event.
     fn handle(&mut self, net: &mut Net, event: Event<'_>);
 
-    /// Takes tasks of one client that have come together, as many as can be taken now; one at least.
+    /// Takes one event after the other, as many as can be taken now; one at least.
     #[inline]
-    fn submit_all(&mut self, net: &mut Net, peer: Peer, tasks: &mut Tasks<'_>) {
-        while let Some(event) = tasks.next_event(peer) {
+    fn take_each<'a>(&mut self, net: &mut Net, mut next: impl FnMut() -> Option<Event<'a>>) {
+        while let Some(event) = next() {
             self.handle(net, event);
             if self.is_full() {
                 break;
             }
         }
+    }
+
+    /// Takes tasks of one client that have come together, as many as can be taken now; one at least.
+    #[inline]
+    fn submit_all(&mut self, net: &mut Net, peer: Peer, tasks: &mut Tasks<'_>) {
+        self.take_each(net, || tasks.next_event(peer));
     }
 
     /// Takes results of one worker that have come together, as many as can be taken now; one at least.
     #[inline]
     fn finish_all(&mut self, net: &mut Net, peer: Peer, results: &mut Results<'_>) {
-        while let Some(event) = results.next_event(peer) {
-            self.handle(net, event);
-            if self.is_full() {
-                break;
-            }
-        }
+        self.take_each(net, || results.next_event(peer));
     }
 
     /// Takes announced tasks of one client that have come together, as many as can be taken now; one at least.
     #[inline]
     fn announce_all(&mut self, net: &mut Net, peer: Peer, jobs: &mut Jobs<'_>) {
-        while let Some(event) = jobs.next_event(peer) {
-            self.handle(net, event);
-            if self.is_full() {
-                break;
-            }
-        }
+        self.take_each(net, || jobs.next_event(peer));
     }
 
     /// Takes a pull worker's questions that have come together, as many as can be taken now; one at least.
     #[inline]
     fn pull_all(&mut self, net: &mut Net, peer: Peer, grabs: &mut Grabs) {
-        while let Some(event) = grabs.next_event(peer) {
-            self.handle(net, event);
-            if self.is_full() {
-                break;
-            }
-        }
+        self.take_each(net, || grabs.next_event(peer));
     }
 
     /// Takes a pull worker's results that have come together, as many as can be taken now; one at least.
     #[inline]
     fn finish_all_pulled(&mut self, net: &mut Net, peer: Peer, results: &mut gearman::Results<'_>) {
-        while let Some(event) = results.next_event(peer) {
-            self.handle(net, event);
-            if self.is_full() {
-                break;
-            }
-        }
+        self.take_each(net, || results.next_event(peer));
     }
 
     /// Whether no event may come now that can wait.

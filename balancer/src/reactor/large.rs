@@ -39,15 +39,15 @@ impl Connection {
     /// The length of the frame that comes next, in bytes, if it is a large one and is to be read into memory of its own.
     /// `room` is how many bytes of memory such frames may be given before they have come.
     pub(super) fn expects_large(&self, context: &Context, room: usize) -> Option<usize> {
-        if self.parked {
+        let believed = self.last_large > 0 || self.input.len() >= LARGE_BYTES / 2;
+        if !believed || self.parked {
             return None;
         }
         let known = match self.input.is_empty() {
             true => Some(self.last_large as usize).filter(|length| length + HEAD_BYTES <= room),
             false => self.session.known_frame_bytes(context, &self.input),
         };
-        let believed = self.last_large > 0 || self.input.len() >= LARGE_BYTES / 2;
-        known.filter(|length| believed && *length >= LARGE_BYTES && *length > self.input.len())
+        known.filter(|length| *length >= LARGE_BYTES && *length > self.input.len())
     }
 
     /// Makes room for some of a large frame: for all of it where `room` has as many bytes.

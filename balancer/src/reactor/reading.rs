@@ -28,37 +28,35 @@ enum Stop {
 
 impl<D: Decider> Reactor<D> {
     /// Gives a connection its part of the turn: one read, or several of large frames, and all that came with it. Says how
-    /// many bytes came.
-    pub(super) fn serve(&mut self, peer: Peer) -> usize {
-        let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
+    /// many bytes came, and whether they began with a large frame's.
+    pub(super) fn serve(&mut self, peer: Peer) -> (usize, bool) {
+        let Some(connection) = self.net.connections.get_mut(peer) else { return (0, false) };
         connection.queued = false;
         if connection.is_held_up() {
-            return 0;
+            return (0, false);
         }
         if connection.parked {
             connection.parked = false;
-            let parked = Bytes::from(std::mem::take(&mut connection.input));
+            // In memory that is no larger than it: a payload may be kept in it.
+            let parked = Bytes::from(std::mem::take(&mut connection.input).into_boxed_slice());
             let bytes = parked.len();
             self.take_in(peer, &parked);
             self.net.queue_again(peer);
             if self.net.connections.get_mut(peer).is_some_and(|connection| connection.input_over) {
                 self.net.look_at(peer);
             }
-            return bytes;
+            return (bytes, false);
         }
         if !connection.readable {
-            return 0;
+            return (0, false);
         }
-        let mut bytes = 0;
+        let (mut bytes, is_large) = self.read_once(peer);
         // Large frames are read one by one, so there may be several to a turn.
-        loop {
-            bytes += self.read_once(peer);
-            if bytes >= READ_BYTES || !self.expects_large(peer) {
-                break;
-            }
+        while bytes < READ_BYTES && self.expects_large(peer) {
+            bytes += self.read_once(peer).0;
         }
         self.net.queue_again(peer);
-        bytes
+        (bytes, is_large)
     }
 
     /// Whether what comes next on a connection belongs to a large frame, and may be read now.
@@ -71,10 +69,10 @@ impl<D: Decider> Reactor<D> {
         })
     }
 
-    /// Reads once, and takes in what came. Says how many bytes that were.
-    fn read_once(&mut self, peer: Peer) -> usize {
+    /// Reads once, and takes in what came. Says how many bytes that were, and whether they were a large frame's.
+    fn read_once(&mut self, peer: Peer) -> (usize, bool) {
         let room = self.net.room_for_large_frames();
-        let Some(connection) = self.net.connections.get_mut(peer) else { return 0 };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return (0, false) };
         let takes = connection.open() && !connection.input_over;
         let large = connection.expects_large(&self.net.context, room).filter(|_| takes);
         let mut chunk = Bytes::new();
@@ -85,11 +83,11 @@ impl<D: Decider> Reactor<D> {
                 (chunk.len(), more)
             }),
         };
-        match read {
+        let is_large = large.is_some();
+        let count = match read {
             Ok((0, _)) => {
-                if large.is_some() {
-                    connection.expect_nothing();
-                    self.count_input(peer, false);
+                if is_large {
+                    self.expected_in_vain(peer);
                 }
                 self.input_over(peer);
                 0
@@ -104,9 +102,8 @@ impl<D: Decider> Reactor<D> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 connection.readable = false;
-                if large.is_some() {
-                    connection.expect_nothing();
-                    self.count_input(peer, false);
+                if is_large {
+                    self.expected_in_vain(peer);
                 }
                 0
             }
@@ -115,7 +112,16 @@ impl<D: Decider> Reactor<D> {
                 self.lost(peer, &error.to_string());
                 0
             }
+        };
+        (count, is_large)
+    }
+
+    /// Nothing came of a frame that was expected to be large.
+    fn expected_in_vain(&mut self, peer: Peer) {
+        if let Some(connection) = self.net.connections.get_mut(peer) {
+            connection.expect_nothing();
         }
+        self.count_input(peer, false);
     }
 
     fn heard(&mut self, peer: Peer) {
@@ -155,18 +161,20 @@ impl<D: Decider> Reactor<D> {
 
     /// Takes in a chunk: first what completes an unfinished frame, then frames where they lie, and keeps the rest.
     fn take_in(&mut self, peer: Peer, chunk: &Bytes) {
-        let (mut chunk, mut from) = (chunk.clone(), 0);
+        let behind;
+        let (mut chunk, mut from) = (chunk, 0);
         let mut whole_frames = false;
         let Some(connection) = self.net.connections.get_mut(peer) else { return };
         if !connection.input.is_empty() {
-            match connection.complete(&self.net.context, &chunk, &mut from) {
+            match connection.complete(&self.net.context, chunk, &mut from) {
                 Err(refusal) => return self.close(peer, &refusal),
                 Ok(None) => return self.count_input(peer, false),
-                Ok(Some((frame, behind))) => {
+                Ok(Some((frame, more))) => {
                     whole_frames = true;
-                    if !behind.is_empty() {
+                    if !more.is_empty() {
                         // It was read into memory of its own, and nothing came elsewhere.
-                        (chunk, from) = (behind, 0);
+                        behind = more;
+                        (chunk, from) = (&behind, 0);
                     }
                     match self.decode(peer, &frame, 0) {
                         Stop::Closed => return,
@@ -183,7 +191,7 @@ impl<D: Decider> Reactor<D> {
                 }
             }
         }
-        match self.decode(peer, &chunk, from) {
+        match self.decode(peer, chunk, from) {
             Stop::Closed => {}
             Stop::Later(at) => self.park(peer, &chunk[at..]),
             Stop::Incomplete(at) => {
@@ -210,25 +218,14 @@ impl<D: Decider> Reactor<D> {
                 return Stop::Closed;
             };
             match connection.session.decode(&self.net.context, outside, chunk, &mut from) {
-                Ok(Step::Event(event)) => {
-                    self.handle(event);
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
-                }
+                Ok(Step::Event(event)) => self.handle(event),
                 Ok(Step::Tasks(mut tasks)) => {
                     self.decider.submit_all(&mut self.net, outside, &mut tasks);
                     from = tasks.at();
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
                 }
                 Ok(Step::Results(mut results)) => {
                     self.decider.finish_all(&mut self.net, outside, &mut results);
                     from = results.at();
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
                 }
                 Ok(Step::Jobs(mut jobs)) => {
                     self.decider.announce_all(&mut self.net, outside, &mut jobs);
@@ -236,16 +233,10 @@ impl<D: Decider> Reactor<D> {
                     if let Some(connection) = self.net.connections.get_mut(peer) {
                         connection.session.jobs_taken(&jobs);
                     }
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
                 }
                 Ok(Step::Grabs(mut grabs)) => {
                     self.decider.pull_all(&mut self.net, outside, &mut grabs);
                     from = grabs.at();
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
                 }
                 Ok(Step::JobResults(mut results)) => {
                     self.decider.finish_all_pulled(&mut self.net, outside, &mut results);
@@ -253,22 +244,9 @@ impl<D: Decider> Reactor<D> {
                     if let Some(connection) = self.net.connections.get_mut(peer) {
                         connection.session.results_taken(results);
                     }
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
                 }
-                Ok(Step::Ask(ask)) => {
-                    self.decider.ask(&mut self.net, outside, ask);
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
-                }
-                Ok(Step::Owned(owned)) => {
-                    self.handle(owned.event(outside));
-                    if self.decider.is_full() {
-                        return Stop::Later(from);
-                    }
-                }
+                Ok(Step::Ask(ask)) => self.decider.ask(&mut self.net, outside, ask),
+                Ok(Step::Owned(owned)) => self.handle(owned.event(outside)),
                 Ok(Step::Full) => {
                     connection.full = true;
                     return Stop::Later(from);
@@ -278,7 +256,7 @@ impl<D: Decider> Reactor<D> {
                     return Stop::Closed;
                 }
                 Ok(Step::Incomplete) => return Stop::Incomplete(from),
-                Ok(Step::Nothing) => {}
+                Ok(Step::Nothing) => continue,
                 Ok(Step::Answer(answer, event)) => {
                     reports += u32::from(matches!(answer, Answer::Status { .. } | Answer::Question(_)));
                     let full = self.answer(peer, &answer);
@@ -288,11 +266,15 @@ impl<D: Decider> Reactor<D> {
                     if full || reports >= REPORTS_A_TURN {
                         return Stop::Later(from);
                     }
+                    continue;
                 }
                 Err(refusal) => {
                     self.close(peer, &refusal);
                     return Stop::Closed;
                 }
+            }
+            if self.decider.is_full() {
+                return Stop::Later(from);
             }
         }
     }

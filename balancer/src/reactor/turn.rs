@@ -115,14 +115,13 @@ impl<D: Decider> Reactor<D> {
             }
             let Some(peer) = self.net.ready.pop_front() else { break };
             turns -= 1;
-            let large = self.expects_large(peer);
-            if large && large_bytes >= LARGE_TURN_BYTES {
+            if large_bytes >= LARGE_TURN_BYTES && self.expects_large(peer) {
                 self.net.put_off.push(peer);
                 continue;
             }
-            let came = self.serve(peer);
+            let (came, is_large) = self.serve(peer);
             bytes += came;
-            large_bytes += if large { came } else { 0 };
+            large_bytes += if is_large { came } else { 0 };
             self.settle();
         }
         self.net.take_put_off_first();

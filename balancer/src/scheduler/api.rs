@@ -417,6 +417,15 @@ pub enum Event<'a> {
     },
 }
 
+impl<'a> Event<'a> {
+    /// A worker has done this assignment, with this result; how long it took, it does not say.
+    #[inline]
+    #[must_use]
+    pub fn done(peer: Peer, (assignment, payload): (AssignmentId, Payload<'a>)) -> Self {
+        Event::Finished { peer, assignment, finish: Finish::Done, service_ns: None, payload }
+    }
+}
+
 /// Something to be done outside. Carry effects out in their order, before the next event is handed in: an
 /// assignment's details are there until then at least.
 #[derive(Debug, Clone, PartialEq, Eq)]

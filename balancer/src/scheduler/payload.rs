@@ -13,8 +13,8 @@ use super::slab::Slab;
 const SHARE_PART_BYTES: usize = 32 * 1024;
 
 /// The same for payloads of tasks, which may wait for long. Any piece keeps the whole of its buffer alive, which is
-/// 256 KiB, or no more than a frame where nobody else holds it: so what payloads keep in memory is at most twice what
-/// they are counted for.
+/// 256 KiB, or little more than a frame where nobody else holds it: so what payloads keep in memory is about twice what
+/// they are counted for at most.
 const KEEP_SHARED_BYTES: usize = 128 * 1024;
 
 /// Bytes that belong to a task or its result, where they lie now.

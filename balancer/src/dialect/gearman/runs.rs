@@ -17,7 +17,7 @@ use super::handle::{Handle, number_of};
 use super::packet::{HEADER_BYTES, Kind, REQUEST};
 use super::text::Head;
 use crate::dialect::{Context, Step};
-use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Pull, Submission};
+use crate::scheduler::{AssignmentId, Event, Payload, Peer, Pull, Submission};
 
 /// Jobs in one run, at most. A client that is closed for not reading while its run is taken in hands in no more than
 /// these; what follows is seen to be a closed connection's.
@@ -149,8 +149,7 @@ impl<'a> Results<'a> {
 
     /// The next one alone, as an event.
     pub fn next_event(&mut self, peer: Peer) -> Option<Event<'a>> {
-        let (assignment, payload) = self.next()?;
-        Some(Event::Finished { peer, assignment, finish: Finish::Done, service_ns: None, payload })
+        Some(Event::done(peer, self.next()?))
     }
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use reparto_protocol::{UsualResults, UsualTasks};
 
-use crate::scheduler::{AssignmentId, Event, Finish, Payload, Peer, Submission};
+use crate::scheduler::{AssignmentId, Event, Payload, Peer, Submission};
 
 /// Tasks in one run, at most. A client that is closed for not reading while its run is taken in hands in no more than
 /// these; what follows is seen to be a closed connection's.
@@ -76,8 +76,7 @@ impl<'a> Results<'a> {
 
     /// The next one alone, as an event.
     pub fn next_event(&mut self, peer: Peer) -> Option<Event<'a>> {
-        let (assignment, payload) = self.next()?;
-        Some(Event::Finished { peer, assignment, finish: Finish::Done, service_ns: None, payload })
+        Some(Event::done(peer, self.next()?))
     }
 }
 
