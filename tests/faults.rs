@@ -72,7 +72,7 @@ fn a_worker_that_hangs_is_lost_after_the_silence_and_may_come_back() {
     let balancer = Balancer::start_with(&["--heartbeat", "1s", "--silence", "3s"]);
     let hangs = balancer.worker("hangs");
     assert_eq!(balancer.submit(["upper", "hola"]).success_text(), "HOLA");
-    hangs.signal(Signal::STOP);
+    hangs.freeze();
     let submit = balancer.submitting(["upper", "again"]);
     wait_until("the silent worker is lost", || balancer.worker_status("hangs").is_none());
     let other = balancer.worker("other");

@@ -4,7 +4,6 @@
 
 mod support;
 
-use rustix::process::Signal;
 use support::{Balancer, Process, numbers, wait_until};
 
 /// A worker that hangs is not lost before the test kills it.
@@ -17,9 +16,16 @@ fn feed_while_workers_die(balancer: &Balancer, submit: &Process, rounds: u32, ch
     workers.push(("first-1".to_owned(), balancer.worker("first-1")));
     for round in 0..rounds {
         let (id, victim) = workers.remove(0);
-        victim.signal(Signal::STOP);
+        victim.freeze();
         submit.write(numbers(round * chunk..(round + 1) * chunk));
-        balancer.wait_until_busy(&id);
+        // What it had answered before is read by then.
+        wait_until("nothing is left but what it holds", || {
+            let status = balancer.status();
+            let in_flight =
+                status.workers.iter().find(|worker| worker.id == id).map(|worker| worker.in_flight);
+            let left = status.totals.queued + status.totals.running;
+            in_flight.is_some_and(|held| held > 0 && u64::from(held) == left)
+        });
         victim.kill();
         let id = format!("worker-{round}");
         let worker = balancer.worker(&id);

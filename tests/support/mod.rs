@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 pub use reparto_bench::engines::runs;
 use reparto_client::{Accepted, Client, Reply, Status, TaskId, WorkerStatus};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// How long a test waits for anything, whatever the machine. Reached only by a test that fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -191,6 +191,12 @@ impl Process {
 
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Stops it with SIGSTOP, and waits until it stands still: its threads may go on for a moment.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap();
     }
 
     /// Ends it with SIGKILL and waits until it is gone.
