@@ -1,9 +1,11 @@
-//! What it costs to write a frame, to find one in a buffer, and to understand it.
+//! What it costs to write a frame, to find one in a buffer, and to understand it; and what an echo costs a raw worker,
+//! which is what that one tells the balancer.
 
 use std::hint::black_box;
 
 use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use reparto_bench::raw::{Output, Protocol, Reparto};
 use reparto_protocol::{
     AssignTask, Frame, Message, Outcome, Task, TaskDone, TaskOptions, TaskResult, limits,
 };
@@ -90,5 +92,27 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encode, decode);
+/// A raw worker reads a window of assignments and has their results ready to be written.
+fn echo(criterion: &mut Criterion) {
+    const WINDOW: usize = 128;
+    let mut group = criterion.benchmark_group("echo");
+    for bytes in PAYLOADS {
+        let payload = vec![b'x'; bytes];
+        let [_, (_, assignment), ..] = messages(&payload);
+        let mut wire = BytesMut::new();
+        (0..WINDOW).for_each(|_| assignment.encode(&mut wire));
+        let mut worker = Reparto.worker(0, bytes);
+        group.throughput(Throughput::Elements(WINDOW as u64));
+        group.bench_function(BenchmarkId::from_parameter(bytes), |bencher| {
+            bencher.iter(|| {
+                let mut output = Output::default();
+                black_box(worker.read(black_box(&wire), &mut output).is_ok());
+                black_box(output)
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, encode, decode, echo);
 criterion_main!(benches);

@@ -345,8 +345,11 @@ impl Choice {
             row.turns_left = full_turn;
         }
         let in_the_middle_of_its_turn = by_turns && row.turns_left < full_turn;
+        // One whose last free thread was just taken is in the middle of a burst.
+        let begins_a_burst = !by_turns && change == Change::Assigned && bucket == FIRST_BUSY_BUCKET;
         if bucket != row.bucket || turn_over {
-            self.place(workers, actions, worker, bucket, in_the_middle_of_its_turn);
+            let first = in_the_middle_of_its_turn || begins_a_burst;
+            self.place(workers, actions, worker, bucket, first);
         }
     }
 

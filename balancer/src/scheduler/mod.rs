@@ -52,6 +52,7 @@ mod background;
 mod choice;
 mod clients;
 mod effects;
+mod effort;
 mod ending;
 mod held;
 mod lending;

@@ -8,23 +8,18 @@
 //!
 //! Within a level: deficit round robin over the clients by payload bytes, after M. Shreedhar and G. Varghese,
 //! "Efficient Fair Queuing Using Deficit Round-Robin" (SIGCOMM 1995). A client's tasks of one action and level are
-//! a *flow*, first-in first-out.
+//! a *flow*, first-in first-out. How much a turn has, [`effort`](super::effort) says.
 
 use foldhash::fast::FixedState;
 use reparto_protocol::limits::MAX_PRIORITY;
 use std::hash::BuildHasher;
 
+use super::effort::{Effort, TASK_COST};
 use super::slab::{Link, List, NONE, Slab, linked};
 use super::table::Table;
 use super::task::{AgeLink, Place, PlaceLink, Task, Tasks};
 
 const LEVELS: usize = MAX_PRIORITY as usize + 1;
-
-/// What a flow may take a turn, in bytes of cost.
-const QUANTUM: u64 = 8 * 1024;
-
-/// What a task costs beside its payload, in bytes: a flow of small tasks gets some 40 a turn.
-const TASK_COST: u64 = 128;
 
 #[derive(Debug)]
 struct Ring;
@@ -55,6 +50,8 @@ pub(super) struct Queue {
     /// The last task that went before those of a higher level was the oldest of its own.
     gave_oldest: bool,
     tasks: usize,
+    /// What its tasks take.
+    pub(super) effort: Effort,
 }
 
 #[derive(Debug)]
@@ -215,7 +212,7 @@ impl Flows {
         let flow = if for_its_age && queue.gave_oldest {
             flow_that_holds(tasks, queue.levels[level].by_age.head())
         } else {
-            self.turn(&mut queue.levels[level].ring, tasks)
+            self.turn(&mut queue.levels[level].ring, tasks, queue.effort.turn())
         };
         let task = self.flows[flow].tasks.head();
         let cost = cost_of(&tasks[task]);
@@ -224,8 +221,8 @@ impl Flows {
         Some(task)
     }
 
-    /// The flow whose turn it is: the first in the ring that can pay for its next task.
-    fn turn(&mut self, ring: &mut List<Ring>, tasks: &Tasks) -> u32 {
+    /// The flow whose turn it is, which is worth so much: the first in the ring that can pay for its next task.
+    fn turn(&mut self, ring: &mut List<Ring>, tasks: &Tasks, quantum: u64) -> u32 {
         let first = ring.head();
         if first == ring.tail() {
             return first;
@@ -239,8 +236,8 @@ impl Flows {
                 if flow.deficit >= cost {
                     return head;
                 }
-                fewest_rounds = fewest_rounds.min((cost - flow.deficit).div_ceil(QUANTUM));
-                flow.deficit += QUANTUM;
+                fewest_rounds = fewest_rounds.min((cost - flow.deficit).div_ceil(quantum));
+                flow.deficit += quantum;
                 ring.remove(&mut self.flows, head);
                 ring.push_back(&mut self.flows, head);
                 if ring.head() == first {
@@ -249,7 +246,7 @@ impl Flows {
             }
             if round == 0 && fewest_rounds > 2 {
                 // Large payloads all round: what the next rounds would only count up is added at once.
-                let ahead = (fewest_rounds - 2) * QUANTUM;
+                let ahead = (fewest_rounds - 2) * quantum;
                 let mut at = first;
                 while at != NONE {
                     self.flows[at].deficit += ahead;
@@ -273,7 +270,7 @@ impl Flows {
             client,
             action,
             priority,
-            deficit: QUANTUM,
+            deficit: queue.effort.turn(),
             tasks: List::new(),
             ring: Link::new(),
         });
@@ -435,6 +432,20 @@ mod tests {
         let first = bench.clients(200);
         let second_client = first.iter().filter(|client| **client == 2).count();
         assert!((80..=100).contains(&second_client), "the late client had {second_client} of 200");
+    }
+
+    #[test]
+    fn clients_of_tasks_that_take_next_to_no_time_take_turns_of_more() {
+        let mut bench = Bench::new();
+        for moment in 1..100 {
+            bench.queue.effort.add(Time(moment * 10), Time((moment - 1) * 10), 100);
+        }
+        for client in [1, 2] {
+            (0..1_000).for_each(|n| _ = bench.add(client, 4, n, 64));
+        }
+        let first = bench.clients(200);
+        let turn = first.iter().take_while(|client| **client == 1).count();
+        assert_eq!((turn, first[turn]), (32 * 1024 / (64 + 128), 2));
     }
 
     #[test]

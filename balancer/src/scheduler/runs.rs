@@ -380,11 +380,12 @@ impl Scheduler {
             effects.result_some(peer, &mut ended);
             (count, bytes) = (count + ended.count, bytes + ended.bytes);
             action_row.running -= ended.count;
+            action_row.queue.effort.add(self.now, row.finished_at, ended.count as u64);
+            row.finished_at = self.now;
             client_row.bytes -= ended.bytes;
             next = ended.next;
         }
         if count > 0 {
-            row.finished_at = self.now;
             row.in_flight -= count as u32;
             row.bytes -= bytes;
             row.done += count as u64;

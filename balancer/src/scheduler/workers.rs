@@ -172,6 +172,7 @@ impl Scheduler {
     ) {
         let delivers = finish != Finish::NotRun;
         let row = &mut self.workers[worker];
+        let delivered_before = row.finished_at;
         if delivers {
             row.finished_at = self.now;
         }
@@ -184,6 +185,9 @@ impl Scheduler {
         let mut back_in_queue = None;
         if let Some(task) = task {
             let action = self.tasks[task].action;
+            if delivers {
+                self.actions[action].queue.effort.add(self.now, delivered_before, 1);
+            }
             self.take_back(task, worker);
             self.judge(task, worker, finish, payload, effects);
             back_in_queue = matches!(finish, Finish::Retry(_) | Finish::NotRun).then_some(action);

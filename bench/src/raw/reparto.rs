@@ -11,8 +11,8 @@ use reparto_protocol::{
 use super::protocol::ACTION;
 use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
 
-/// Nanoseconds that an echo takes a worker at least, as it tells the balancer.
-const SERVICE_NS: u64 = 100;
+/// Nanoseconds that an echo takes a worker, as it tells the balancer: `cargo bench -p reparto-bench --bench codec -- echo`.
+const SERVICE_NS: u64 = 13;
 
 /// Bytes that a worker echoes in a nanosecond, roughly.
 const ECHOED_BYTES_PER_NS: u64 = 10;

@@ -398,3 +398,15 @@ fn a_burst_of_very_short_tasks_fills_free_threads_and_then_wakes_one_worker_alon
     assert_eq!([given[0], given[1]], workers, "each free thread has a task");
     assert!(given[2..].iter().all(|worker| *worker == given[2]), "what follows goes to one");
 }
+
+#[test]
+fn a_burst_that_takes_a_workers_last_free_thread_goes_on_to_that_worker() {
+    let mut world = world();
+    let client = world.client();
+    let [one, two] = [world.worker("one", 1, 1000, &["a"]), world.worker("two", 1, 1000, &["a"])];
+    let given: Vec<_> = (1..=20).map(|id| world.assigned(client, id)).collect();
+    given.iter().filter(|(worker, _)| *worker == one).for_each(|it| _ = world.finish(*it, Finish::Done));
+    assert!((21..=30).all(|id| world.assigned(client, id).0 == one), "'two' has some already");
+    given.iter().filter(|(worker, _)| *worker == two).for_each(|it| _ = world.finish(*it, Finish::Done));
+    assert!((31..=40).all(|id| world.assigned(client, id).0 == two), "'one' has some already");
+}
