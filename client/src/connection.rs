@@ -205,7 +205,7 @@ impl Reader {
         let now = Instant::now();
         let mut state = locked(&self.shared.state);
         let Some(link) = state.link(self.number) else { return Err("the connection was given up".into()) };
-        if link.outstanding == 0 {
+        if link.outstanding.count() == 0 {
             self.pinged = None;
             return Ok(());
         }

@@ -71,7 +71,7 @@ pub(crate) struct Link {
     /// Why writing ended; the reader tells it once it has read what had come.
     pub(crate) write_failure: Option<String>,
     /// Requests sent and not answered.
-    pub(crate) outstanding: usize,
+    pub(crate) outstanding: Outstanding,
     /// Bytes of CANCEL, PING and PONG put in since the writer last took the output.
     pub(crate) control_bytes: usize,
     address_index: usize,
@@ -91,7 +91,7 @@ impl Link {
             writer_idle: false,
             writing: false,
             write_failure: None,
-            outstanding: 0,
+            outstanding: Outstanding::default(),
             control_bytes: 0,
             address_index,
             has_store,
@@ -117,6 +117,40 @@ impl Link {
             self.writer_idle = false;
             self.writer.notify_one();
         }
+    }
+}
+
+/// How many requests of a connection are on their way.
+#[derive(Debug, Default)]
+pub(crate) struct Outstanding {
+    count: usize,
+    /// The most at once since there was none.
+    most: usize,
+    /// The same of the time before that.
+    most_before: usize,
+}
+
+impl Outstanding {
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    fn add(&mut self) {
+        self.count += 1;
+        self.most = self.most.max(self.count);
+    }
+
+    fn remove(&mut self) {
+        self.count -= 1;
+        if self.count == 0 {
+            self.most_before = std::mem::take(&mut self.most);
+        }
+    }
+
+    /// There is one, and most likely it stays alone. Where there were many before, it is the first of many: to write it
+    /// by itself would cost a write, and tear the batch apart on all its way.
+    fn is_lone(&self) -> bool {
+        self.count == 1 && self.most.max(self.most_before) == 1
     }
 }
 
@@ -216,7 +250,7 @@ impl State {
         let (link, must_keep) = match &mut self.current {
             Some(link) => {
                 self.buffered_bytes += link.output.push_request(id, &request, Instant::now());
-                link.outstanding += 1;
+                link.outstanding.add();
                 (link.number, request.may_be_repeated())
             }
             None => {
@@ -237,11 +271,11 @@ impl State {
         id
     }
 
-    /// What the thread that just entered a request should write itself: the request, if it is alone and small.
-    /// One request at a time then costs no switch to the writer thread.
+    /// What the thread that just entered a request should write itself: the request, if it is alone and small. One
+    /// request at a time then costs no switch to the writer thread.
     pub(crate) fn take_inline(&mut self) -> Option<(u32, Arc<TcpStream>, Batch)> {
         let link = self.current.as_mut()?;
-        if link.outstanding != 1 || link.writing || link.output.bytes() > INLINE_WRITE_BYTES {
+        if !link.outstanding.is_lone() || link.writing || link.output.bytes() > INLINE_WRITE_BYTES {
             link.wake_writer();
             return None;
         }
@@ -354,7 +388,7 @@ impl State {
         }
         let finished = &mut news.finished;
         if let Some(link) = self.link(number) {
-            link.outstanding -= 1;
+            link.outstanding.remove();
         }
         if matches!(&reply, Err(failure) if failure.code == ErrorCode::ShuttingDown) {
             self.leave(number, finished);
@@ -367,7 +401,7 @@ impl State {
 
     /// A connection that was told to go away and has nothing left.
     pub(crate) fn has_left(&mut self, number: u32) -> bool {
-        self.leaving.iter().any(|link| link.number == number && link.outstanding == 0)
+        self.leaving.iter().any(|link| link.number == number && link.outstanding.count() == 0)
     }
 
     /// Drops everything: no client, handle or queue is left.
@@ -486,7 +520,7 @@ impl State {
                 continue;
             }
             self.buffered_bytes += link.output.push_request(id, &kept.request, now);
-            link.outstanding += 1;
+            link.outstanding.add();
             entry.link = link.number;
             if !kept.request.may_be_repeated() {
                 self.buffered_bytes -= entry.kept.take().map_or(0, |kept| kept.bytes);
@@ -550,4 +584,30 @@ impl State {
 
 fn no_store() -> TaskFailure {
     TaskFailure::new(ErrorCode::StoreUnavailable, "the balancer has no store, so it keeps no tasks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_alone_where_there_was_one_at_a_time_and_the_first_of_many_where_there_were_many() {
+        let mut outstanding = Outstanding::default();
+        for _ in 0..3 {
+            outstanding.add();
+            assert!(outstanding.is_lone());
+            outstanding.remove();
+        }
+        outstanding.add();
+        outstanding.add();
+        assert!(!outstanding.is_lone());
+        outstanding.remove();
+        assert!(!outstanding.is_lone(), "it was two");
+        outstanding.remove();
+        outstanding.add();
+        assert!(!outstanding.is_lone(), "there were many before");
+        outstanding.remove();
+        outstanding.add();
+        assert!(outstanding.is_lone());
+    }
 }

@@ -2,7 +2,8 @@
 //! jobs, which are done for a client once the server has taken them.
 
 use std::collections::VecDeque;
-use std::ffi::CStr;
+
+use memchr::memchr;
 
 use super::protocol::{ACTION, MIN_PAYLOAD_BYTES, count_up};
 use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
@@ -42,8 +43,7 @@ impl ClientProtocol for Gearman {
     fn client(&self, _number: usize, size: usize) -> Box<dyn ClientCodec> {
         // The function, and no unique key, so that jobs are not merged.
         let names = [ACTION.as_bytes(), b"\0\0"].concat();
-        let mut head = Vec::new();
-        put_header(&mut head, SUBMIT_JOB, names.len() + size);
+        let mut head = header(SUBMIT_JOB, names.len() + size).to_vec();
         head.extend_from_slice(&names);
         Box::new(Client { head, size, ready: false })
     }
@@ -51,7 +51,7 @@ impl ClientProtocol for Gearman {
 
 impl Protocol for Gearman {
     fn worker(&self, _number: usize, _size: usize) -> Box<dyn WorkerCodec> {
-        Box::new(Worker { ready: false, asleep: false, grabs: 0, wanted: 1, head: Vec::new() })
+        Box::new(Worker { ready: false, asleep: false, grabs: 0, wanted: 1 })
     }
 }
 
@@ -117,8 +117,7 @@ impl ClientProtocol for GearmanBackground {
 
     fn client(&self, number: usize, size: usize) -> Box<dyn ClientCodec> {
         let names = format!("{ACTION}\0client-{number}-{}\0", "0".repeat(KEY_DIGITS));
-        let mut head = Vec::new();
-        put_header(&mut head, SUBMIT_JOB_BG, names.len() + size);
+        let mut head = header(SUBMIT_JOB_BG, names.len() + size).to_vec();
         head.extend_from_slice(names.as_bytes());
         Box::new(BackgroundClient { head, asked: VecDeque::new(), ready: false })
     }
@@ -176,7 +175,6 @@ struct Worker {
     grabs: usize,
     /// GRAB_JOBs to have on the way.
     wanted: usize,
-    head: Vec<u8>,
 }
 
 impl WorkerCodec for Worker {
@@ -199,10 +197,8 @@ impl WorkerCodec for Worker {
                     let handle_end = after_nul(data)?;
                     let payload_start = handle_end + after_nul(&data[handle_end..])?;
                     let payload = start + payload_start..taken;
-                    self.head.clear();
-                    put_header(&mut self.head, WORK_COMPLETE, handle_end + payload.len());
-                    self.head.extend_from_slice(&data[..handle_end]);
-                    output.put(&self.head);
+                    output.put(&header(WORK_COMPLETE, handle_end + payload.len()));
+                    output.put(&data[..handle_end]);
                     output.put_input(input, payload);
                     self.grabs = self.grabs.saturating_sub(1);
                     jobs += 1;
@@ -240,44 +236,54 @@ impl Worker {
         } else if jobs > 0 {
             self.wanted = (self.wanted * 2).min(MAX_GRABS);
         }
+        let grab = header(GRAB_JOB, 0);
         while self.grabs < self.wanted {
-            output.put(&packet(GRAB_JOB, b""));
+            output.put(&grab);
             self.grabs += 1;
         }
     }
 }
 
-fn put_header(out: &mut Vec<u8>, kind: u32, size: usize) {
-    out.extend_from_slice(REQUEST);
-    out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+#[inline]
+fn header(kind: u32, size: usize) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..4].copy_from_slice(REQUEST);
+    header[4..8].copy_from_slice(&kind.to_be_bytes());
+    header[8..].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+    header
 }
 
 fn packet(kind: u32, data: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES + data.len());
-    put_header(&mut out, kind, data.len());
+    out.extend_from_slice(&header(kind, data.len()));
     out.extend_from_slice(data);
     out
 }
 
 /// The type and data of the packet at the beginning of `input`, once it is whole.
+#[inline(always)]
 fn parse(input: &[u8]) -> Result<Option<(u32, &[u8])>, RawError> {
     let Some((header, rest)) = input.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
     let [m0, m1, m2, m3, k0, k1, k2, k3, s0, s1, s2, s3] = *header;
     if [m0, m1, m2, m3] != *RESPONSE {
-        return Err(malformed(format!("a packet that begins with {:?}", &header[..4])));
+        return Err(no_packet(&header[..4]));
     }
     let size = u32::from_be_bytes([s0, s1, s2, s3]) as usize;
     Ok(rest.get(..size).map(|data| (u32::from_be_bytes([k0, k1, k2, k3]), data)))
 }
 
+#[cold]
+fn no_packet(beginning: &[u8]) -> RawError {
+    malformed(format!("a packet that begins with {beginning:?}"))
+}
+
 /// Where the bytes after the next NUL begin.
+#[inline]
 fn after_nul(data: &[u8]) -> Result<usize, RawError> {
-    let argument = CStr::from_bytes_until_nul(data);
-    argument
-        .map(CStr::count_bytes)
-        .map(|bytes| bytes + 1)
-        .map_err(|_| malformed("a packet without its NUL bytes".into()))
+    match memchr(0, data) {
+        Some(at) => Ok(at + 1),
+        None => Err(malformed("a packet without its NUL bytes".into())),
+    }
 }
 
 /// Packets that either side may get beside the work.

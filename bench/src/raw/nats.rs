@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use memchr::memchr;
+
 use super::protocol::{ACTION, MIN_PAYLOAD_BYTES, count_up};
 use super::{ClientCodec, ClientProtocol, Output, Protocol, RawError, WorkerCodec};
 
@@ -149,16 +151,18 @@ pub(super) enum Operation<'a> {
 }
 
 /// The operation at the beginning of `input`, once it is whole, and its length.
+#[inline(always)]
 pub(super) fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawError> {
-    let Some(line_end) = input.iter().take(MAX_LINE_BYTES).position(|byte| *byte == b'\n') else {
+    let Some(line_end) = memchr(b'\n', &input[..input.len().min(MAX_LINE_BYTES)]) else {
         let too_long = input.len() >= MAX_LINE_BYTES;
         return if too_long { Err(malformed("a line that does not end".into())) } else { Ok(None) };
     };
     let line = input[..line_end].trim_ascii_end();
     let after_line = line_end + 1;
     if let Some(arguments) = line.strip_prefix(b"MSG ") {
-        let mut words = arguments.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-        let (subject, number, third, fourth) = (words.next(), words.next(), words.next(), words.next());
+        let mut rest = arguments;
+        let mut next = || next_word(&mut rest);
+        let (subject, number, third, fourth) = (next(), next(), next(), next());
         let (subject, reply, size) = match (subject, number, third, fourth) {
             (Some(subject), Some(_), Some(size), None) => (subject, None, size),
             (Some(subject), Some(_), Some(reply), Some(size)) => (subject, Some(reply), size),
@@ -183,6 +187,16 @@ pub(super) fn parse(input: &[u8]) -> Result<Option<(Operation<'_>, usize)>, RawE
         },
     };
     Ok(Some((operation, after_line)))
+}
+
+/// Takes the next word off a line.
+#[inline]
+fn next_word<'a>(line: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let start = line.iter().position(|byte| *byte != b' ')?;
+    let rest = &line[start..];
+    let end = memchr(b' ', rest).unwrap_or(rest.len());
+    *line = &rest[end..];
+    Some(&rest[..end])
 }
 
 fn unknown(line: &[u8]) -> RawError {

@@ -14,6 +14,8 @@ const MAX_SLICES: usize = 64;
 #[derive(Debug, Default)]
 pub struct Output {
     gathered: Vec<u8>,
+    /// What was gathered behind this is no piece yet.
+    gathered_from: usize,
     pieces: VecDeque<Piece>,
     /// The payload of every task that a client sends.
     payload: Vec<u8>,
@@ -45,26 +47,16 @@ impl Output {
     /// Adds bytes.
     #[inline]
     pub fn put(&mut self, bytes: &[u8]) {
-        let start = self.gathered.len();
         self.gathered.extend_from_slice(bytes);
-        let end = self.gathered.len();
-        match self.pieces.back_mut() {
-            Some(piece) if piece.source == Source::Gathered && piece.range.end == start => {
-                piece.range.end = end
-            }
-            _ => self.pieces.push_back(Piece { source: Source::Gathered, range: start..end }),
-        }
     }
 
     /// Adds the payload, from its byte `from` on.
     #[inline]
     pub fn put_payload(&mut self, from: usize) {
         if self.payload.len() <= COPIED_BYTES {
-            let payload = std::mem::take(&mut self.payload);
-            self.put(&payload[from..]);
-            self.payload = payload;
+            self.gathered.extend_from_slice(&self.payload[from..]);
         } else {
-            self.pieces.push_back(Piece { source: Source::Payload, range: from..self.payload.len() });
+            self.put_piece(Piece { source: Source::Payload, range: from..self.payload.len() });
         }
     }
 
@@ -72,17 +64,31 @@ impl Output {
     #[inline]
     pub fn put_input(&mut self, input: &[u8], range: Range<usize>) {
         if range.len() <= COPIED_BYTES {
-            self.put(&input[range]);
+            self.gathered.extend_from_slice(&input[range]);
         } else {
             let range = self.input_start + range.start..self.input_start + range.end;
-            self.pieces.push_back(Piece { source: Source::Input, range });
+            self.put_piece(Piece { source: Source::Input, range });
             self.input_pieces += 1;
+        }
+    }
+
+    fn put_piece(&mut self, piece: Piece) {
+        self.end_gathered();
+        self.pieces.push_back(piece);
+    }
+
+    /// Makes a piece of what was gathered since the last one.
+    fn end_gathered(&mut self) {
+        let range = self.gathered_from..self.gathered.len();
+        if !range.is_empty() {
+            self.gathered_from = range.end;
+            self.pieces.push_back(Piece { source: Source::Gathered, range });
         }
     }
 
     /// All is sent.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.gathered.is_empty()
     }
 
     /// Sets where the bytes that a codec is about to read stand in the connection's input.
@@ -97,6 +103,7 @@ impl Output {
 
     /// Writes as much as one system call takes.
     pub(super) fn write_to(&mut self, writer: &mut impl Write, input: &[u8]) -> io::Result<()> {
+        self.end_gathered();
         let bytes = |piece: &Piece| match piece.source {
             Source::Gathered => &self.gathered[piece.range.clone()],
             Source::Payload => &self.payload[piece.range.clone()],
@@ -135,6 +142,7 @@ impl Output {
             self.pieces.pop_front();
         }
         self.gathered.clear();
+        self.gathered_from = 0;
     }
 
     /// Takes everything as one run of bytes. What it holds of an input is left out.
@@ -142,6 +150,8 @@ impl Output {
         let mut all = Vec::with_capacity(self.gathered.len());
         while !self.is_empty() && self.write_to(&mut all, &[]).is_ok() {}
         self.pieces.clear();
+        self.gathered.clear();
+        self.gathered_from = 0;
         all
     }
 
@@ -205,6 +215,7 @@ mod tests {
             output.put_payload(0);
         }
         output.put_input(b"0123456789", 2..4);
+        output.end_gathered();
         assert_eq!(output.pieces.len(), 1);
     }
 }

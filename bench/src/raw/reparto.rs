@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use reparto_protocol::{
-    Actions, Fetch, Frame, FrameType, HEADER_BYTES, HeldTasks, Hello, Message, Pong, Register, Role, Task,
-    TaskOptions, limits,
+    Actions, Fetch, Frame, FrameError, FrameType, HEADER_BYTES, HeldTasks, Hello, Message, Pong, Register,
+    Role, Task, TaskOptions, limits,
 };
 
 use super::protocol::ACTION;
@@ -204,9 +204,16 @@ fn send(message: &Message<'_>, output: &mut Output) {
     output.put(&bytes);
 }
 
+// Where it is called its answer stays in registers.
+#[inline(always)]
 fn parse(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, RawError> {
     let most = limits::MAX_MAX_FRAME_BYTES + limits::RELAY_SLACK_BYTES;
-    Frame::parse(input, most).map_err(|error| malformed(error.to_string()))
+    Frame::parse(input, most).map_err(broken)
+}
+
+#[cold]
+fn broken(error: FrameError) -> RawError {
+    malformed(error.to_string())
 }
 
 /// Frames that either side may get beside the work.
