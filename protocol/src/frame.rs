@@ -210,13 +210,18 @@ impl HeadWriter {
         let fields = head.len() - HEADER_BYTES;
         // Each message has a handful of fields, none longer than MAX_MESSAGE_BYTES, so they fit by far.
         debug_assert!(fields <= usize::from(u16::MAX), "callers bound what they put into fields");
-        // Past what the field can say, it says what every reader refuses, rather than a smaller length that
-        // would turn the rest of the payload into frames.
-        let length = (head.len() - LENGTH_BYTES).saturating_add(payload_bytes);
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let length = frame_rest(head.len(), payload_bytes);
         BigEndian::write_u32(&mut head[..LENGTH_BYTES], length);
         BigEndian::write_u16(&mut head[6..8], fields as u16);
     }
+}
+
+/// The length that stands at the beginning of a frame whose header and fields have `head_bytes`.
+#[inline]
+pub(crate) fn frame_rest(head_bytes: usize, payload_bytes: usize) -> u32 {
+    // Past what the field can say, it says what every reader refuses, rather than a smaller length that
+    // would turn the rest of the payload into frames.
+    u32::try_from((head_bytes - LENGTH_BYTES).saturating_add(payload_bytes)).unwrap_or(u32::MAX)
 }
 
 /// A whole header as one number, for a frame whose fields' length is known before they are written.
@@ -229,9 +234,7 @@ pub(crate) fn header(
     fields_bytes: u16,
     payload_bytes: usize,
 ) -> u128 {
-    let after = HEADER_BYTES - LENGTH_BYTES + usize::from(fields_bytes);
-    // As for `HeadWriter::end`: what cannot be said is said so that every reader refuses it.
-    let length = u32::try_from(after.saturating_add(payload_bytes)).unwrap_or(u32::MAX);
+    let length = frame_rest(HEADER_BYTES + usize::from(fields_bytes), payload_bytes);
     let kind_and_flags = u64::from(kind as u8) << 24 | u64::from(flags) << 16;
     let first = u64::from(length) << 32 | kind_and_flags | u64::from(fields_bytes);
     u128::from(first) << 64 | u128::from(id)

@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::beginning::Beginning;
 use crate::field::{FIELD_HEADER_BYTES, Tag};
-use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, header};
+use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, frame_rest, header};
 use crate::limits;
 
 /// A TASK that has an action and nothing else.
@@ -254,16 +254,9 @@ impl<'a> Alike<'a> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct AlikeHeads {
-    kind: FrameType,
-    fields_bytes: u16,
-    /// The first of the fields; the rest of it is zero.
-    first: [u8; FIRST_BYTES],
-    /// Fields that are longer than that.
-    long: Box<[u8]>,
+    /// A header and its fields, for no payload and the number 0.
+    head: Box<[u8]>,
 }
-
-/// Fields up to this many bytes are written as one block, which spares a call for them.
-const FIRST_BYTES: usize = 16;
 
 impl AlikeHeads {
     /// Heads of ASSIGN_TASKs that say nothing but their action. `None` where it is no name of an action.
@@ -272,41 +265,28 @@ impl AlikeHeads {
             return None;
         }
         let name_bytes = u8::try_from(action.len()).ok()?;
-        let fields_bytes = FIELD_HEADER_BYTES + action.len();
-        let mut heads = AlikeHeads { fields_bytes: fields_bytes as u16, ..AlikeHeads::result() };
-        heads.kind = FrameType::AssignTask;
+        let fields_bytes = (FIELD_HEADER_BYTES + action.len()) as u16;
         let fields = [Tag::Action as u8, 0, name_bytes].into_iter().chain(action.bytes());
-        if fields_bytes <= FIRST_BYTES {
-            heads.first.iter_mut().zip(fields).for_each(|(place, byte)| *place = byte);
-        } else {
-            heads.long = fields.collect();
-        }
-        Some(heads)
+        let header = header((FrameType::AssignTask, 0, 0), fields_bytes, 0).to_be_bytes();
+        Some(AlikeHeads { head: header.into_iter().chain(fields).collect() })
     }
 
     /// Heads of RESULTs.
     pub fn result() -> AlikeHeads {
-        let (kind, long) = (FrameType::Result, Box::default());
-        AlikeHeads { kind, fields_bytes: 0, first: [0; FIRST_BYTES], long }
+        AlikeHeads { head: Box::new(header((FrameType::Result, 0, 0), 0, 0).to_be_bytes()) }
     }
 
     /// Appends a header and its fields, for a payload of `payload_bytes` that follows by itself.
     #[inline]
     pub fn put(&self, id: u64, payload_bytes: usize, out: &mut BytesMut) {
-        let header = header((self.kind, 0, id), self.fields_bytes, payload_bytes);
-        if !self.long.is_empty() {
-            out.put_u128(header);
-            out.put_slice(&self.long);
-        } else if self.fields_bytes == 0 {
-            out.put_u128(header);
-        } else {
-            let end = out.len() + HEADER_BYTES + usize::from(self.fields_bytes);
-            let mut block = [0; HEADER_BYTES + FIRST_BYTES];
-            let (head, fields) = block.split_at_mut(HEADER_BYTES);
-            head.copy_from_slice(&header.to_be_bytes());
-            fields.copy_from_slice(&self.first);
-            out.put_slice(&block);
-            out.truncate(end);
+        let start = out.len();
+        // What was just put together in pieces the processor could not read as one for a while, so the number and the
+        // length are put in where all of it stands.
+        out.put_slice(&self.head);
+        if let Some(header) = out[start..].first_chunk_mut::<HEADER_BYTES>() {
+            let length = frame_rest(self.head.len(), payload_bytes);
+            header[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
+            header[HEADER_BYTES - 8..].copy_from_slice(&id.to_be_bytes());
         }
     }
 }
