@@ -163,6 +163,12 @@ impl Connection {
         self.paused || self.waiting || self.full
     }
 
+    /// Whether there may be more to do for it, and it stands in no list yet for that.
+    #[inline]
+    pub(super) fn may_be_queued(&self) -> bool {
+        (self.readable || self.parked) && !self.is_held_up() && !self.queued
+    }
+
     /// Whether something waits for it that the peer could have made go: bytes that it does not read, or answers behind
     /// one that takes long.
     pub(super) fn is_behind(&self) -> bool {

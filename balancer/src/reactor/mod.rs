@@ -22,7 +22,8 @@
 //!
 //! So batches come from load by themselves: one task in flight is read, assigned and written in one turn, and a
 //! thousand that came together leave in one write a connection. A connection that has more to say than a turn
-//! takes goes to the end of the ready list, so nobody waits for a flood longer than for a turn of each.
+//! takes goes to the end of the ready list, so nobody waits for a flood longer than for a turn of each. Of those that
+//! become ready together clients come before workers, so that a worker that asks finds their tasks.
 //!
 //! # What is bounded
 //!

@@ -44,6 +44,9 @@ pub(super) struct Net {
     pub(super) read_buffer: ReadBuffer,
     /// Those that may have something to be read, in the order of their turns.
     pub(super) ready: VecDeque<Peer>,
+    /// Workers that an event has made ready: they come behind clients of the same look at the sockets, whose tasks a
+    /// worker that asks may then be given. Empty once the events are noted.
+    pub(super) ready_workers: Vec<Peer>,
     /// Those whose turn was put off to the next one; empty between turns.
     pub(super) put_off: Vec<Peer>,
     /// Those to be flushed at the end of the turn.
@@ -108,6 +111,7 @@ impl Net {
             deadlines: Deadlines::default(),
             read_buffer: ReadBuffer::new(),
             ready: VecDeque::new(),
+            ready_workers: Vec::new(),
             put_off: Vec::new(),
             touched: Vec::new(),
             patient: Vec::new(),
@@ -128,10 +132,28 @@ impl Net {
     /// Puts a connection at the end of the ready list, if there may be more to do for it.
     pub(super) fn queue_again(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
-        if (connection.readable || connection.parked) && !connection.is_held_up() && !connection.queued {
+        if connection.may_be_queued() {
             connection.queued = true;
             self.ready.push_back(peer);
         }
+    }
+
+    /// Puts a connection that an event has made ready into the ready list, or among the workers that come there next.
+    pub(super) fn queue_noted(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(peer) else { return };
+        if connection.may_be_queued() {
+            connection.queued = true;
+            if connection.session.kind().is_worker() {
+                self.ready_workers.push(peer);
+            } else {
+                self.ready.push_back(peer);
+            }
+        }
+    }
+
+    /// All events are noted: the workers among those that are ready come behind.
+    pub(super) fn take_ready_workers(&mut self) {
+        self.ready.extend(self.ready_workers.drain(..));
     }
 
     /// Has those whose turn was put off begin the next one, in their order: whoever always has more to be read comes behind
@@ -302,12 +324,15 @@ mod tests {
         let address = ([127, 0, 0, 1], 1).into();
         let poll = Poll::new().expect("a poll");
         let mut net = Net::new(poll, (address, address), Settings::default(), None);
-        let peers: Vec<Peer> = (0..4).map(|index| Peer { index, generation: 1 }).collect();
+        let peers: Vec<Peer> = (0..5).map(|index| Peer { index, generation: 1 }).collect();
         // The first was read from and has more, the second and third were put off, the fourth has come meanwhile.
         net.ready.extend([peers[0], peers[3]]);
         net.put_off.extend([peers[1], peers[2]]);
         net.take_put_off_first();
-        assert_eq!(net.ready, [peers[1], peers[2], peers[0], peers[3]]);
-        assert!(net.put_off.is_empty());
+        // A worker was ready before any of these.
+        net.ready_workers.push(peers[4]);
+        net.take_ready_workers();
+        assert_eq!(net.ready, [peers[1], peers[2], peers[0], peers[3], peers[4]]);
+        assert!(net.put_off.is_empty() && net.ready_workers.is_empty());
     }
 }

@@ -87,6 +87,7 @@ impl<D: Decider> Reactor<D> {
             for event in &events {
                 self.note(event);
             }
+            self.net.take_ready_workers();
             let is_idle = events.is_empty() && self.net.ready.is_empty();
             let all_sent = self.turn(is_idle)?;
             if all_sent && self.left() {
@@ -207,7 +208,7 @@ impl<D: Decider> Reactor<D> {
         if event.is_readable() || ending {
             connection.readable = true;
             connection.ending |= ending;
-            self.net.queue_again(peer);
+            self.net.queue_noted(peer);
         }
     }
 
