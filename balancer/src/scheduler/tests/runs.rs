@@ -104,7 +104,10 @@ impl Twins {
             threads,
             window: threads + self.random.u32(..300),
             weight: self.random.u32(1..4),
-            service_ns: self.random.bool().then(|| self.random.u64(..100_000)),
+            service_ns: self
+                .random
+                .bool()
+                .then(|| self.random.u64(..100_000) / [1, 100][self.random.usize(..2)]),
             heartbeats: true,
             held: Vec::new(),
             actions: ACTIONS[..offered].to_vec(),
