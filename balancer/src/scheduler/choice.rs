@@ -271,14 +271,6 @@ impl Choice {
         offers.order.is_some()
     }
 
-    /// The pick of a worker that was found otherwise, where no other group than its own offers the action.
-    #[inline]
-    pub(super) fn pick_this(&self, offers: &Offers, worker: u32, row: &Worker) -> Option<Pick> {
-        let seat = offers.seats.head();
-        let is_only = seat != NONE && !self.takes_turns(offers) && self.seats[seat].group == row.group;
-        is_only.then(|| Pick { worker, free: row.has_free_thread(), seat })
-    }
-
     /// Is it the bucket of workers with a free thread?
     fn is_free(&self, bucket: u8) -> bool {
         match self.policy {

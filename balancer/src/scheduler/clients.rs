@@ -160,12 +160,10 @@ impl Scheduler {
     fn place_new<'a>(&mut self, task: u32, wait: Option<Duration>, effects: &mut impl Effects<'a>) {
         let action = self.tasks[task].action;
         // Where tasks wait, no worker has room: that holds after every event.
-        let client = self.tasks[task].client;
         if self.actions[action].queue.is_empty()
-            && let Some(pick) = self.pick_for(client, action)
+            && let Some(pick) = self.choice.pick(&self.actions[action].offers)
         {
             self.assign(task, pick, effects);
-            self.note_burst(client, action, pick.worker);
             return;
         }
         let deadline = self.tasks.deadline(task);

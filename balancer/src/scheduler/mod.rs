@@ -49,7 +49,6 @@
 mod api;
 mod assigning;
 mod background;
-mod bursts;
 mod choice;
 mod clients;
 mod effects;
@@ -89,7 +88,6 @@ use hashbrown::HashTable;
 use reparto_protocol::limits;
 
 pub use api::*;
-use bursts::Burst;
 use choice::{Choice, HasOffers, Offers};
 use clients::{Client, MOST_WAITERS};
 pub use effects::{Effects, Pulled};
@@ -141,8 +139,6 @@ pub struct Scheduler {
     keys: Table,
     flows: Flows,
     choice: Choice,
-    /// Where the latest task of short ones went.
-    burst: Option<Burst>,
     wheel: Wheel,
     /// When each worker is next looked at.
     checks: BTreeSet<(Time, u32)>,
@@ -260,7 +256,6 @@ impl Scheduler {
             keys: Table::new(),
             flows: Flows::new(config.aging.as_micros().try_into().unwrap_or(u64::MAX), config.seed),
             choice: Choice::new(config.policy),
-            burst: None,
             wheel: Wheel::new(),
             checks: BTreeSet::new(),
             hasher,

@@ -5,8 +5,6 @@
 //! action stay at hand. To the letter nothing else happens than if each had come as an [`Event`](super::Event) of its
 //! own: the same effects in the same order. Whatever is out of the ordinary goes the ordinary way.
 
-use std::ops::Range;
-
 use foldhash::fast::FixedState;
 
 use super::choice::{Change, Pick};
@@ -18,9 +16,7 @@ use super::slab::Slab;
 use super::task::{Place, Task, Tasks, Waiter};
 use super::watching::STALL;
 use super::worker::Worker;
-use super::{
-    AssignmentId, Effects, Finish, Payload, Peer, Policy, Role, Scheduler, Submission, Time, limits,
-};
+use super::{AssignmentId, Effects, Finish, Payload, Peer, Role, Scheduler, Submission, Time, limits};
 
 /// How far a part of a run went.
 #[derive(Debug)]
@@ -138,8 +134,7 @@ impl<'s, 'p, I: Iterator<Item = Handed<'p>>> TakenIn<'s, 'p, I> {
 /// Tasks of a run, each given to the same worker as it is asked for. Ends when the worker is no longer next for one.
 struct HandedOver<'s, 'p, I> {
     taken: TakenIn<'s, 'p, I>,
-    /// With so many in flight the worker is next for another one.
-    stays: Range<u32>,
+    takes_turns: bool,
     attempt_tag: &'s mut u32,
     worker_index: u32,
     worker: &'s mut Worker,
@@ -158,7 +153,8 @@ impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
         self.worker.held.add(assignment);
         self.worker.in_flight += 1;
         self.worker.bytes += payload.len();
-        if !self.stays.contains(&self.worker.in_flight) || !self.worker.has_room() {
+        if self.takes_turns || !self.worker.stays.contains(&self.worker.in_flight) || !self.worker.has_room()
+        {
             self.taken.went = Some(Went::OnePart);
         }
         Some((assignment, payload))
@@ -302,7 +298,7 @@ impl Scheduler {
         if !is_plain || &*row.name != action {
             return None;
         }
-        Some((index, self.pick_for(client, index)?))
+        Some((index, self.choice.pick(&row.offers)?))
     }
 
     #[inline]
@@ -313,23 +309,15 @@ impl Scheduler {
         tasks: &mut impl Iterator<Item = Handed<'p>>,
         effects: &mut impl Effects<'a>,
     ) -> Went<Handed<'p>> {
-        let row = &self.workers[pick.worker];
-        let stays = if self.choice.takes_turns(&self.actions[action].offers) {
-            // Several groups offer the action, each in its turn: the next task may be another group's.
-            0..0
-        } else if self.config.policy == Policy::LeastLoaded && row.keeps_bursts() && row.in_flight < row.alike
-        {
-            0..row.alike
-        } else {
-            row.stays.clone()
-        };
+        // Where several groups offer the action, each in its turn, the next task may be another group's.
+        let takes_turns = self.choice.takes_turns(&self.actions[action].offers);
         let most = self.room_left();
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
         let (in_flight, blank) = (worker.in_flight, (client, action, self.now));
         let rows = (&mut self.tasks, &mut self.payloads);
         let mut given = HandedOver {
             taken: TakenIn::new((None, tasks), blank, most, rows, client_row),
-            stays,
+            takes_turns,
             attempt_tag: &mut self.attempt_tag,
             worker_index: pick.worker,
             worker: &mut *worker,
@@ -350,7 +338,6 @@ impl Scheduler {
         if count > 0 {
             self.choice.picked(&mut self.actions, pick);
             self.choice.update(&mut self.workers, &mut self.actions, pick.worker, Change::Assigned);
-            self.note_burst(client, action, pick.worker);
         }
         went
     }

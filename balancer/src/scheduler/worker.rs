@@ -16,9 +16,6 @@ const HELD_WORK: Duration = Duration::from_millis(1);
 /// less would wake more workers for it than the work is worth.
 const ALIKE_WORK: Duration = Duration::from_micros(10);
 
-/// A task that takes a thread less than this is not worth another worker's wake-up.
-const SHORT: Duration = Duration::from_micros(1);
-
 /// Tasks that a worker with fewer threads is given at most, however short it says they are. No balancer passes
 /// on more in a millisecond, and what one worker holds must be taken back in one go when it is lost.
 const HELD_MOST: u64 = 16_384;
@@ -165,12 +162,6 @@ impl Worker {
     /// Of a worker that has much payload and no free thread: is it little for so many threads?
     fn may_hold_more(&self) -> bool {
         self.bytes < HELD_BYTES.saturating_mul(self.threads as usize)
-    }
-
-    /// Are its tasks so short that a burst of them stays with it, though threads are free elsewhere?
-    #[inline]
-    pub(super) fn keeps_bursts(&self) -> bool {
-        !self.stalled && self.service_ns.is_some_and(|ns| u128::from(ns) < SHORT.as_nanos())
     }
 
     #[inline]

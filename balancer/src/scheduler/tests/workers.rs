@@ -390,42 +390,13 @@ fn a_worker_that_hangs_is_asked_once_for_each_task_however_long_it_hangs() {
 }
 
 #[test]
-fn a_burst_of_very_short_tasks_goes_to_one_worker_and_the_next_one_to_whoever_has_least() {
-    let mut world = world();
-    let clients = [world.client(), world.client()];
-    let [one, two] = [world.worker("one", 2, 1000, &["a"]), world.worker("two", 2, 1000, &["a"])];
-    let burst = |client, world: &mut World| -> Vec<Peer> {
-        (1..=40).map(|id| world.assigned(client, id).0).collect()
-    };
-    assert_eq!(burst(clients[0], &mut world), [one; 40]);
-    assert_eq!(burst(clients[1], &mut world), [two; 40], "its threads were free");
-}
-
-#[test]
-fn a_burst_goes_on_elsewhere_when_its_worker_is_gone_or_has_enough_and_ends_with_its_moment() {
+fn a_burst_of_very_short_tasks_fills_free_threads_and_then_wakes_one_worker_alone() {
     let mut world = world();
     let client = world.client();
-    // Ten microseconds are twenty tasks' time, and one more.
-    let worker = |world: &mut World, id| worker_of_one_thread(world, id, 500);
-    let [one, two, three] = ["one", "two", "three"].map(|id| worker(&mut world, id));
-    let given: Vec<_> = (1..=25).map(|id| world.assigned(client, id).0).collect();
-    assert_eq!(given, [[one; 21].as_slice(), &[two; 4]].concat());
-    world.handle(Event::Gone { peer: two });
-    assert_eq!(world.assigned(client, 26).0, three, "that and what 'two' had");
-    world.now = world.now.after(Duration::from_micros(1));
-    let four = worker(&mut world, "four");
-    assert_eq!(world.assigned(client, 27).0, four, "it has free threads");
-}
-
-#[test]
-fn tasks_that_are_worth_a_wake_up_fill_free_threads_first() {
-    let mut world = world();
-    let client = world.client();
-    let workers = ["one", "two"].map(|id| world.worker(id, 2, 2, &["a"]));
-    let mut given: Vec<Peer> = (1..=4).map(|id| world.assigned(client, id).0).collect();
-    assert_eq!(given[..2], workers);
-    given.sort_unstable();
-    assert_eq!(given, [workers[0], workers[0], workers[1], workers[1]]);
+    let workers = [world.worker("one", 1, 1000, &["a"]), world.worker("two", 1, 1000, &["a"])];
+    let given: Vec<Peer> = (1..=40).map(|id| world.assigned(client, id).0).collect();
+    assert_eq!([given[0], given[1]], workers, "each free thread has a task");
+    assert!(given[2..].iter().all(|worker| *worker == given[2]), "what follows goes to one");
 }
 
 #[test]
@@ -437,6 +408,15 @@ fn tasks_that_follow_one_that_took_a_workers_last_free_thread_go_on_to_that_work
     assert_eq!(given.map(|(worker, _)| worker), [one, two]);
     world.finish(given[0], Finish::Done);
     assert!((3..=5).all(|id| world.assigned(client, id).0 == one), "'two' has one already");
+}
+
+#[test]
+fn free_threads_fill_first_however_short_the_tasks_are() {
+    let mut world = world();
+    let client = world.client();
+    let workers = ["one", "two", "three"].map(|id| worker_of_one_thread(&mut world, id, 10));
+    let given: Vec<Peer> = (1..=40).map(|id| world.assigned(client, id).0).collect();
+    assert_eq!(given[..3], workers);
 }
 
 fn worker_of_one_thread(world: &mut World, id: &str, service_ns: u64) -> Peer {
