@@ -24,7 +24,7 @@ fn feed_while_workers_die(balancer: &Balancer, submit: &Process, rounds: u32, ch
             let in_flight =
                 status.workers.iter().find(|worker| worker.id == id).map(|worker| worker.in_flight);
             let left = status.totals.queued + status.totals.running;
-            in_flight.is_some_and(|held| held > 0 && u64::from(held) == left)
+            in_flight.is_some_and(|held| held > 0 && held == left)
         });
         victim.kill();
         let id = format!("worker-{round}");
