@@ -271,8 +271,8 @@ impl State {
         id
     }
 
-    /// What the thread that just entered a request should write itself: the request, if it is alone and small. One
-    /// request at a time then costs no switch to the writer thread.
+    /// What the thread that just entered a request should write itself: the request, if it is alone and small.
+    /// One request at a time then costs no switch to the writer thread.
     pub(crate) fn take_inline(&mut self) -> Option<(u32, Arc<TcpStream>, Batch)> {
         let link = self.current.as_mut()?;
         if !link.outstanding.is_lone() || link.writing || link.output.bytes() > INLINE_WRITE_BYTES {

@@ -163,10 +163,12 @@ impl Connection {
         self.paused || self.waiting || self.full
     }
 
-    /// Whether there may be more to do for it, and it stands in no list yet for that.
+    /// Says whether it is to be put into a list of those that are ready: there may be more to do for it, and it stood in none.
     #[inline]
-    pub(super) fn may_be_queued(&self) -> bool {
-        (self.readable || self.parked) && !self.is_held_up() && !self.queued
+    pub(super) fn begins_to_queue(&mut self) -> bool {
+        let begins = (self.readable || self.parked) && !self.is_held_up() && !self.queued;
+        self.queued |= begins;
+        begins
     }
 
     /// Whether something waits for it that the peer could have made go: bytes that it does not read, or answers behind

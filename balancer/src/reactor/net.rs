@@ -132,8 +132,7 @@ impl Net {
     /// Puts a connection at the end of the ready list, if there may be more to do for it.
     pub(super) fn queue_again(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
-        if connection.may_be_queued() {
-            connection.queued = true;
+        if connection.begins_to_queue() {
             self.ready.push_back(peer);
         }
     }
@@ -141,13 +140,13 @@ impl Net {
     /// Puts a connection that an event has made ready into the ready list, or among the workers that come there next.
     pub(super) fn queue_noted(&mut self, peer: Peer) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
-        if connection.may_be_queued() {
-            connection.queued = true;
-            if connection.session.kind().is_worker() {
-                self.ready_workers.push(peer);
-            } else {
-                self.ready.push_back(peer);
-            }
+        if !connection.begins_to_queue() {
+            return;
+        }
+        if connection.session.kind().is_worker() {
+            self.ready_workers.push(peer);
+        } else {
+            self.ready.push_back(peer);
         }
     }
 

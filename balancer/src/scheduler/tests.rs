@@ -87,6 +87,21 @@ fn in_short(note: Note<'_>) -> String {
     }
 }
 
+/// A worker that says no more of itself than it must.
+fn plain<'a>(worker_id: &'a str, threads: u32, window: u32, actions: &[&'a str]) -> Registration<'a> {
+    Registration {
+        request: 1,
+        worker_id,
+        threads,
+        window,
+        weight: 1,
+        service_ns: None,
+        heartbeats: true,
+        held: Vec::new(),
+        actions: actions.to_vec(),
+    }
+}
+
 impl World {
     fn new(config: Config) -> Self {
         World { scheduler: Scheduler::new(config), now: Time(1_000_000), peers: 0 }
@@ -149,17 +164,8 @@ impl World {
     }
 
     fn register(&mut self, peer: Peer, id: &str, threads: u32, room: u32, actions: &[&str]) -> Vec<Out> {
-        let registration = Registration {
-            request: 1,
-            worker_id: id,
-            threads,
-            window: room,
-            weight: 1,
-            service_ns: (room > threads).then_some(1),
-            heartbeats: true,
-            held: Vec::new(),
-            actions: actions.to_vec(),
-        };
+        let service_ns = (room > threads).then_some(1);
+        let registration = Registration { service_ns, ..plain(id, threads, room, actions) };
         self.handle(Event::Register { peer, registration })
     }
 

@@ -141,6 +141,10 @@ impl Output {
             }
             self.pieces.pop_front();
         }
+        self.forget_gathered();
+    }
+
+    fn forget_gathered(&mut self) {
         self.gathered.clear();
         self.gathered_from = 0;
     }
@@ -150,8 +154,7 @@ impl Output {
         let mut all = Vec::with_capacity(self.gathered.len());
         while !self.is_empty() && self.write_to(&mut all, &[]).is_ok() {}
         self.pieces.clear();
-        self.gathered.clear();
-        self.gathered_from = 0;
+        self.forget_gathered();
         all
     }
 

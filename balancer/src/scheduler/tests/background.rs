@@ -31,17 +31,7 @@ impl World {
 
     fn register_holding(&mut self, id: &str, held: &[BackgroundId]) -> (Peer, Vec<Out>) {
         let peer = self.peer();
-        let registration = Registration {
-            request: 1,
-            worker_id: id,
-            threads: 1,
-            window: 1,
-            weight: 1,
-            service_ns: None,
-            actions: vec!["a"],
-            heartbeats: true,
-            held: held.to_vec(),
-        };
+        let registration = Registration { held: held.to_vec(), ..plain(id, 1, 1, &["a"]) };
         let mut out = self.handle(Event::Register { peer, registration });
         assert_eq!(out.remove(0), Out::Ack(peer, 1));
         (peer, out)

@@ -67,17 +67,8 @@ fn a_worker_s_numbers_count_no_more_than_the_protocol_allows() {
         let client = world.client();
         for id in ["v", "w"] {
             let peer = world.peer();
-            let registration = Registration {
-                request: 1,
-                worker_id: id,
-                threads: u32::MAX,
-                window: u32::MAX,
-                weight: u32::MAX,
-                service_ns: Some(0),
-                heartbeats: true,
-                held: Vec::new(),
-                actions: vec!["a"],
-            };
+            let (weight, service_ns) = (u32::MAX, Some(0));
+            let registration = Registration { weight, service_ns, ..plain(id, u32::MAX, u32::MAX, &["a"]) };
             world.handle(Event::Register { peer, registration });
         }
         for id in 0..10 {

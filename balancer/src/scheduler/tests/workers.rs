@@ -10,34 +10,15 @@ fn a_worker_is_given_its_threads_until_it_tells_that_its_tasks_are_short() {
     let client = world.client();
     let worker = world.worker("w", 2, 2, &["a"]);
     world.register(worker, "w", 2, 100, &["a"]);
-    let registration = Registration {
-        request: 2,
-        worker_id: "w",
-        threads: 2,
-        window: 100,
-        weight: 1,
-        service_ns: Some(100_000),
-        heartbeats: true,
-        held: Vec::new(),
-        actions: vec!["a"],
-    };
+    let service_ns = Some(100_000);
+    let registration = Registration { request: 2, service_ns, ..plain("w", 2, 100, &["a"]) };
     for id in 0..50 {
         world.submit(client, id, "a");
     }
     let out = world.handle(Event::Register { peer: worker, registration });
     let held = world.scheduler.workers(world.now, 0, 10)[0].in_flight;
     assert_eq!(held, 50, "a service time of 1 ns was told before: {out:?}");
-    let slow = Registration {
-        request: 3,
-        worker_id: "slow",
-        threads: 2,
-        window: 100,
-        weight: 1,
-        service_ns: Some(100_000),
-        heartbeats: true,
-        held: Vec::new(),
-        actions: vec!["b"],
-    };
+    let slow = Registration { request: 3, service_ns, ..plain("slow", 2, 100, &["b"]) };
     let peer = world.peer();
     world.handle(Event::Register { peer, registration: slow });
     for id in 100..150 {
@@ -216,17 +197,7 @@ fn a_worker_without_heartbeats_is_neither_asked_nor_lost_and_recall_works_all_th
     let mut world = world();
     let client = world.client();
     let worker = world.peer();
-    let registration = Registration {
-        request: 1,
-        worker_id: "w",
-        threads: 1,
-        window: 4,
-        weight: 1,
-        service_ns: Some(1),
-        heartbeats: false,
-        held: Vec::new(),
-        actions: vec!["a"],
-    };
+    let registration = Registration { service_ns: Some(1), heartbeats: false, ..plain("w", 1, 4, &["a"]) };
     world.handle(Event::Register { peer: worker, registration });
     assert_eq!(world.pass(Duration::from_secs(100_000)), []);
     let assigned = world.assigned(client, 1);
@@ -421,17 +392,8 @@ fn free_threads_fill_first_however_short_the_tasks_are() {
 
 fn worker_of_one_thread(world: &mut World, id: &str, service_ns: u64) -> Peer {
     let peer = world.peer();
-    let registration = Registration {
-        request: 1,
-        worker_id: id,
-        threads: 1,
-        window: 1000,
-        weight: 1,
-        service_ns: Some(service_ns),
-        heartbeats: true,
-        held: Vec::new(),
-        actions: vec!["a"],
-    };
+    let service_ns = Some(service_ns);
+    let registration = Registration { service_ns, ..plain(id, 1, 1000, &["a"]) };
     world.handle(Event::Register { peer, registration });
     peer
 }
