@@ -1,6 +1,6 @@
 //! The bus against a real RabbitMQ: what is published is confirmed and comes, also when connections are lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -72,8 +72,16 @@ impl Rig {
     }
 
     fn delivery(&mut self, consumer: u64) -> Delivery {
+        self.delivery_to(|to| to == consumer)
+    }
+
+    fn any_delivery(&mut self) -> Delivery {
+        self.delivery_to(|_| true)
+    }
+
+    fn delivery_to(&mut self, is_meant: impl Fn(u64) -> bool) -> Delivery {
         self.wait("a delivery", |event| match event {
-            BusEvent::Delivered(delivery) if delivery.consumer == consumer => Some(delivery.clone()),
+            BusEvent::Delivered(delivery) if is_meant(delivery.consumer) => Some(delivery.clone()),
             _ => None,
         })
     }
@@ -84,45 +92,115 @@ impl Rig {
     }
 }
 
-/// Between a bus and RabbitMQ, so that a test can cut their connections.
+/// Between a bus and RabbitMQ, so that a test can cut their connections and keep questions from being heard.
+#[derive(Clone)]
 struct Relay {
     address: SocketAddr,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
+    /// Both ends of each connection, by its number.
+    streams: Arc<Mutex<HashMap<usize, Ends>>>,
     opens: Arc<AtomicBool>,
+    /// Questions about this queue that RabbitMQ does not hear.
+    unheard: Arc<Mutex<Option<Unheard>>>,
+    /// What was asked about it.
+    asked: Arc<Mutex<HashSet<Question>>>,
 }
+
+type Ends = [TcpStream; 2];
+type Unheard = (Queue, &'static [Question]);
+/// A question about a queue, as AMQP numbers its class and method.
+type Question = [u8; 4];
+const CONSUME: Question = [0, 60, 0, 20];
+const GET: Question = [0, 60, 0, 70];
+const DELETE: Question = [0, 50, 0, 40];
 
 impl Relay {
     fn start() -> Relay {
         let server = Address::parse(&url()).unwrap();
         let server = server.place().trim_start_matches("amqp://").trim_end_matches('/').to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let (streams, opens) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(true)));
-        let (kept, open) = (Arc::clone(&streams), Arc::clone(&opens));
+        let relay = Relay {
+            address: listener.local_addr().unwrap(),
+            streams: Arc::default(),
+            opens: Arc::new(AtomicBool::new(true)),
+            unheard: Arc::default(),
+            asked: Arc::default(),
+        };
+        let this = relay.clone();
         thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if !open.load(Ordering::SeqCst) {
+            for (number, client) in listener.incoming().map_while(Result::ok).enumerate() {
+                if !this.opens.load(Ordering::SeqCst) {
                     continue;
                 }
                 let server = TcpStream::connect(&server).unwrap();
-                let ends = [client.try_clone().unwrap(), server.try_clone().unwrap()];
-                kept.lock().unwrap().extend(ends.map(|end| end.try_clone().unwrap()));
-                for (mut from, mut to) in
-                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
-                {
-                    thread::spawn(move || {
-                        let mut buffer = [0; 16 << 10];
-                        while let Ok(bytes @ 1..) = from.read(&mut buffer) {
-                            if to.write_all(&buffer[..bytes]).is_err() {
-                                break;
-                            }
-                        }
-                        let _ = to.shutdown(std::net::Shutdown::Both);
-                    });
-                }
+                let ends = || [client.try_clone().unwrap(), server.try_clone().unwrap()];
+                this.streams.lock().unwrap().insert(number, ends());
+                let ([client, server], [mut to_client, mut from_server]) = (ends(), ends());
+                let there = this.clone();
+                thread::spawn(move || {
+                    let _ = there.pass_questions(client, server);
+                    there.close(number);
+                });
+                let back = this.clone();
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from_server, &mut to_client);
+                    back.close(number);
+                });
             }
         });
-        Relay { address, streams, opens }
+        relay
+    }
+
+    /// Passes on what a client says, frame by frame, but for what is not to be heard.
+    fn pass_questions(&self, mut client: TcpStream, mut server: TcpStream) -> std::io::Result<()> {
+        let mut greeting = [0; 8];
+        client.read_exact(&mut greeting)?;
+        server.write_all(&greeting)?;
+        loop {
+            // Its kind, its channel and the size of what follows, after which stands one byte more.
+            let mut frame = vec![0; 7];
+            client.read_exact(&mut frame)?;
+            let size = u32::from_be_bytes([frame[3], frame[4], frame[5], frame[6]]) as usize;
+            frame.resize(7 + size + 1, 0);
+            client.read_exact(&mut frame[7..])?;
+            if self.is_heard(&frame) {
+                server.write_all(&frame)?;
+            }
+        }
+    }
+
+    fn is_heard(&self, frame: &[u8]) -> bool {
+        let unheard = self.unheard.lock().unwrap();
+        let Some((queue, questions)) = &*unheard else { return true };
+        let Some(question) = frame.get(7..11).map(|question| Question::try_from(question).unwrap()) else {
+            return true;
+        };
+        // After a number that means nothing comes the queue's name, with its length before it.
+        let name = frame.get(14..14 + queue.name.len());
+        if frame[0] != 1 || name != Some(queue.name.as_bytes()) {
+            return true;
+        }
+        self.asked.lock().unwrap().insert(question);
+        !questions.contains(&question)
+    }
+
+    /// RabbitMQ does not hear these questions about a queue any more.
+    fn keep(&self, queue: &Queue, questions: &'static [Question]) {
+        *self.unheard.lock().unwrap() = Some((queue.clone(), questions));
+    }
+
+    /// Waits until a question about the queue was asked.
+    fn wait_for(&self, question: Question) {
+        let until = Instant::now() + PATIENCE;
+        while !self.asked.lock().unwrap().contains(&question) {
+            assert!(Instant::now() < until, "{question:?} is not asked");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn close(&self, number: usize) {
+        for end in self.streams.lock().unwrap().remove(&number).into_iter().flatten() {
+            let _ = end.shutdown(std::net::Shutdown::Both);
+        }
     }
 
     fn url(&self) -> String {
@@ -132,9 +210,14 @@ impl Relay {
         format!("{user}@{}/{rest}", self.address)
     }
 
+    fn connections(&self) -> usize {
+        self.streams.lock().unwrap().len()
+    }
+
     fn cut(&self) {
-        for stream in self.streams.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        let numbers: Vec<_> = self.streams.lock().unwrap().keys().copied().collect();
+        for number in numbers {
+            self.close(number);
         }
     }
 }
@@ -235,8 +318,11 @@ fn what_is_not_taken_when_the_connection_is_lost_comes_again_and_consumers_go_on
     let relay = Relay::start();
     let mut rig = Rig::start(&relay.url());
     let queue = queue(QueueKind::Durable);
-    rig.bus.begin(1, queue.clone(), 5);
+    // RabbitMQ may end the connection of who consumes a queue that it is just making for another.
     rig.publish(1, &queue, "a");
+    rig.confirmed(1);
+    rig.bus.begin(1, queue.clone(), 5);
+    rig.bus.flush();
     let first = rig.delivery(1);
     relay.cut();
     rig.wait("the loss", |event| (*event == BusEvent::Lost).then_some(()));
@@ -249,6 +335,81 @@ fn what_is_not_taken_when_the_connection_is_lost_comes_again_and_consumers_go_on
     rig.confirmed(2);
     let next = rig.delivery(1);
     assert_eq!(&next.body[..], b"b");
+}
+
+#[test]
+fn consumers_that_were_to_begin_when_the_connection_was_lost_begin_on_the_next_one() {
+    let relay = Relay::start();
+    let mut rig = Rig::start(&relay.url());
+    let queue = queue(QueueKind::Durable);
+    rig.publish(0, &queue, "a");
+    rig.confirmed(0);
+    relay.keep(&queue, &[CONSUME]);
+    rig.bus.begin(1, queue.clone(), 1);
+    rig.bus.begin(2, queue.clone(), 1);
+    rig.bus.end(1);
+    rig.bus.begin(3, queue.clone(), 1);
+    rig.bus.flush();
+    relay.wait_for(CONSUME);
+    relay.keep(&queue, &[]);
+    relay.cut();
+    rig.publish(1, &queue, "b");
+    let consumers = [rig.any_delivery().consumer, rig.any_delivery().consumer];
+    assert!(consumers == [2, 3] || consumers == [3, 2], "{consumers:?}");
+}
+
+/// Lets a consumer begin of which RabbitMQ does not hear; another has the queue's one message.
+fn hang(relay: &Relay, rig: &mut Rig, queue: &Queue, unheard: &'static [Question]) {
+    rig.publish(1, queue, "a");
+    rig.confirmed(1);
+    rig.bus.begin(1, queue.clone(), 1);
+    rig.bus.flush();
+    rig.delivery(1);
+    relay.keep(queue, unheard);
+    rig.bus.begin(2, queue.clone(), 1);
+    rig.bus.flush();
+    relay.wait_for(CONSUME);
+}
+
+#[test]
+fn a_queue_that_works_is_not_removed_when_a_consumer_of_it_hangs() {
+    let relay = Relay::start();
+    let mut rig = Rig::start(&relay.url());
+    let queue = queue(QueueKind::Durable);
+    hang(&relay, &mut rig, &queue, &[CONSUME]);
+    let connections = relay.connections();
+    relay.wait_for(GET);
+    let until = Instant::now() + PATIENCE;
+    while relay.connections() > connections {
+        assert!(Instant::now() < until, "it is looked at without end");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!relay.asked.lock().unwrap().contains(&DELETE));
+    relay.keep(&queue, &[]);
+    relay.cut();
+    // What was with a consumer all the time is still there.
+    assert_eq!(&rig.any_delivery().body[..], b"a");
+}
+
+#[test]
+fn a_queue_that_does_not_answer_is_made_anew() {
+    let relay = Relay::start();
+    let mut rig = Rig::start(&relay.url());
+    let queue = queue(QueueKind::Durable);
+    hang(&relay, &mut rig, &queue, &[CONSUME, GET]);
+    relay.wait_for(DELETE);
+    let mut connection = amiquip::Connection::insecure_open(&url()).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while connection.open_channel(None).unwrap().queue_declare_passive(&*queue.name).is_ok() {
+        assert!(Instant::now() < until, "it is not removed");
+        thread::sleep(Duration::from_millis(10));
+    }
+    relay.keep(&queue, &[]);
+    // RabbitMQ would end the connection on which it was asked for what is gone.
+    relay.cut();
+    rig.publish(2, &queue, "b");
+    rig.confirmed(2);
+    assert_eq!(&rig.any_delivery().body[..], b"b");
 }
 
 #[test]

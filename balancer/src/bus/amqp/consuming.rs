@@ -82,22 +82,22 @@ impl Consuming {
         let until = Instant::now() + time;
         while !self.stops {
             match self.commands.recv_deadline(until) {
-                Ok(commands) => commands.into_iter().for_each(|command| self.note(command)),
+                Ok(commands) => commands.iter().for_each(|command| self.note(command)),
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => self.stops = true,
             }
         }
     }
 
-    fn note(&mut self, command: Command) {
+    fn note(&mut self, command: &Command) {
         match command {
             Command::Begin(consumer, queue, prefetch) => {
-                self.wanted.insert(consumer, (queue, prefetch));
+                self.wanted.insert(*consumer, (queue.clone(), *prefetch));
             }
             Command::End(consumer) => {
-                self.wanted.remove(&consumer);
+                self.wanted.remove(consumer);
             }
-            // Of a connection that is gone.
+            // They are of one connection alone.
             Command::Take(_) | Command::Return(_) => {}
             Command::Stop => self.stops = true,
         }
@@ -123,6 +123,9 @@ impl Consuming {
             }
             self.await_something(&line);
             while let Ok(commands) = self.commands.try_recv() {
+                // All of them are noted before one is carried out, which may cost the connection: the next one then
+                // begins what is wanted.
+                commands.iter().for_each(|command| self.note(command));
                 for command in commands {
                     self.carry_out(connection, &mut line, command)?;
                 }
@@ -182,22 +185,20 @@ impl Consuming {
     }
 
     fn carry_out(
-        &mut self,
+        &self,
         connection: &mut Connection,
         line: &mut Line<'_>,
         command: Command,
     ) -> amiquip::Result<()> {
-        match &command {
+        match command {
             Command::Begin(consumer, queue, prefetch) => {
-                self.begin(connection, line, *consumer, (queue, *prefetch))?;
+                self.begin(connection, line, consumer, (&queue, prefetch)).map(drop)
             }
-            Command::End(consumer) => line.end(*consumer, self.connection)?,
-            Command::Take(tag) if tag.connection == self.connection => line.take(tag.number)?,
-            Command::Return(tag) if tag.connection == self.connection => line.give_back(tag.number)?,
-            Command::Take(_) | Command::Return(_) | Command::Stop => {}
+            Command::End(consumer) => line.end(consumer, self.connection),
+            Command::Take(tag) if tag.connection == self.connection => line.take(tag.number),
+            Command::Return(tag) if tag.connection == self.connection => line.give_back(tag.number),
+            Command::Take(_) | Command::Return(_) | Command::Stop => Ok(()),
         }
-        self.note(command);
-        Ok(())
     }
 }
 

@@ -2,19 +2,36 @@
 //!
 //! A RabbitMQ that is killed in the moment in which it makes a quorum queue may come back with one that has a name and no
 //! leader (seen with 3.10). Whoever consumes it waits for a minute, and loses the whole connection then, again and again.
-//! PostgreSQL holds the truth, so a queue of ours that is empty can be removed: what is published next makes it again.
+//! PostgreSQL holds the truth, so such a queue of ours can be removed: what is published next makes it again.
+//!
+//! A queue that works must never be removed, though it looks empty: what its consumers have is not counted, and a busy
+//! RabbitMQ counts nothing at all. A slow network or a slow disk makes a consumer wait as well. So both are asked the
+//! same, the queue and one made for that purpose: only if the other has answered, and ours, which was asked before, still
+//! does not, is it no good.
 
 use std::thread;
 use std::time::Duration;
 
-use amiquip::QueueDeleteOptions;
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use amiquip::{Connection, QueueDeleteOptions};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
-use super::{Address, describe};
+use super::{Address, describe, options};
 use crate::bus::{Queue, QueueKind};
 
-/// How long a consumer may take to begin before its queue is looked at.
+/// How long a consumer may take to begin before its queue is looked at, and how long the queue may be silent after
+/// another has answered.
 const HANGS: Duration = Duration::from_secs(5);
+/// RabbitMQ removes a queue made to be asked after this time, if we could not, in milliseconds.
+const LEFT_BEHIND_MS: i32 = 120_000;
+
+/// What is found out about a queue whose consumer does not begin.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// It answers, is gone, or its consumer has begun.
+    Works,
+    /// It does not answer, though another does.
+    Silent,
+}
 
 /// Watches over the beginning of a consumer, until what is returned is dropped.
 pub(super) fn watch(address: &Address, queue: &Queue) -> Option<Sender<()>> {
@@ -23,28 +40,87 @@ pub(super) fn watch(address: &Address, queue: &Queue) -> Option<Sender<()>> {
     }
     let (begins, begun) = bounded(0);
     let (address, queue) = (address.clone(), queue.clone());
-    let watching = move || {
+    spawn("bus-watch", move || {
         if begun.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
-            heal(&address, &queue);
+            heal(&address, &queue, &begun);
         }
-    };
-    thread::Builder::new().name("bus-watch".into()).spawn(watching).ok().map(|_| begins)
+    })
+    .map(|()| begins)
 }
 
-/// Removes a queue if nothing is in it.
-fn heal(address: &Address, queue: &Queue) {
-    let remove = || {
-        let mut connection = address.connect()?;
-        let channel = connection.open_channel(None)?;
-        let found = channel.queue_declare_passive(&*queue.name)?.declared_message_count();
-        if found != Some(0) {
-            return Ok(false);
-        }
-        channel.queue_delete(&*queue.name, QueueDeleteOptions::default()).map(|_| true)
-    };
-    match remove() {
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<()> {
+    thread::Builder::new().name(name.into()).spawn(run).ok().map(drop)
+}
+
+/// Removes a queue if it does not work.
+fn heal(address: &Address, queue: &Queue, begun: &Receiver<()>) {
+    let healed = look(address, queue, begun).and_then(|found| match found {
+        Found::Works => Ok(false),
+        Found::Silent => remove(address, queue),
+    });
+    match healed {
         Ok(true) => log::warn!("the queue '{}' did not answer, and is made anew", queue.name),
-        Ok(false) => log::warn!("the queue '{}' does not answer, and is not empty", queue.name),
+        Ok(false) => log::info!("a consumer of the queue '{}' waits long to begin", queue.name),
         Err(error) => log::warn!("the queue '{}' does not answer: {}", queue.name, describe(&error)),
     }
+}
+
+/// Finds out whether a queue works. An error says that RabbitMQ does not.
+fn look(address: &Address, queue: &Queue, begun: &Receiver<()>) -> amiquip::Result<Found> {
+    let (says, said) = bounded(1);
+    let asked = {
+        let (address, queue) = (address.clone(), queue.clone());
+        // RabbitMQ ends its waiting, and so the thread, after a minute.
+        spawn("bus-question", move || {
+            let answer = address.connect().and_then(|mut connection| ask(&mut connection, &queue.name));
+            let _ = says.send(answer);
+        })
+    };
+    if asked.is_none() {
+        return Ok(Found::Works);
+    }
+    ask_another(address)?;
+    // One that was told at once that it does not work is waited for as well: its queue may be about to have a leader.
+    select! {
+        recv(begun) -> _ => Ok(Found::Works),
+        recv(said) -> answer => match answer {
+            Ok(Ok(()) | Err(amiquip::Error::ServerClosedChannel { .. })) => Ok(Found::Works),
+            _ => match begun.recv_timeout(HANGS) {
+                Err(RecvTimeoutError::Timeout) => Ok(Found::Silent),
+                _ => Ok(Found::Works),
+            },
+        },
+        default(HANGS) => Ok(Found::Silent),
+    }
+}
+
+/// Asks a queue for a message, which goes back to it. The answer goes through all that a consumer's beginning does.
+fn ask(connection: &mut Connection, queue: &str) -> amiquip::Result<()> {
+    let channel = connection.open_channel(None)?;
+    match channel.basic_get(queue, false)? {
+        Some(got) => got.nack(&channel, true),
+        None => Ok(()),
+    }
+}
+
+/// Asks the same of a queue made a moment ago.
+fn ask_another(address: &Address) -> amiquip::Result<()> {
+    let mut connection = address.connect()?;
+    let mut how = options(QueueKind::Durable, connection.server_properties()).unwrap_or_default();
+    how.arguments.insert("x-expires".into(), amiquip::AmqpValue::LongInt(LEFT_BEHIND_MS));
+    let name = format!("reparto.asked.{}", uuid::Uuid::new_v4().simple());
+    let channel = connection.open_channel(None)?;
+    channel.queue_declare(&*name, how)?;
+    ask(&mut connection, &name)?;
+    channel.queue_delete(name, QueueDeleteOptions::default()).map(drop)
+}
+
+/// Removes a queue, unless there are messages in it.
+fn remove(address: &Address, queue: &Queue) -> amiquip::Result<bool> {
+    let mut connection = address.connect()?;
+    let channel = connection.open_channel(None)?;
+    if channel.queue_declare_passive(&*queue.name)?.declared_message_count() != Some(0) {
+        return Ok(false);
+    }
+    channel.queue_delete(&*queue.name, QueueDeleteOptions::default()).map(|_| true)
 }
