@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use reparto_client::{Client, ErrorCode, TaskHandle};
+use reparto_worker::{Task, Worker};
 use support::sharing::Shared;
-use support::{Balancer, Process, folder, pid_from, runs, wait_until};
+use support::{Balancer, PATIENCE, Process, folder, pid_from, runs, wait_until};
 
 fn client(balancer: &Balancer) -> Client {
     Client::connect([balancer.clients.clone()]).unwrap()
@@ -104,12 +105,20 @@ fn a_task_is_given_again_when_the_balancer_that_has_it_is_killed() {
     let shared = Shared::start();
     let (first, second) = (shared.balancer(), shared.balancer());
     let at_first = client(&first);
-    let pid = folder().join("pid");
-    let dies = format!("work=echo $$ >'{}'; exec sleep 60", pid.display());
-    let _there = second.worker_with(&["--id", "luis", "--threads", "2", "--exec", &dies]);
-    let task = submit(&at_first, "work", "x");
-    let once = at_first.task("work").payload("x").max_attempts(1).submit().unwrap();
-    wait_until("both run there", || second.worker_status("luis").is_some_and(|worker| worker.in_flight == 2));
+    let says_that_it_runs = |task: &Task| {
+        task.progress(1, 2);
+        task.cancellation().wait_timeout(Duration::from_secs(600));
+        Ok("never".into())
+    };
+    let there = Worker::builder().balancer(&second.workers).threads(2).action("work", says_that_it_runs);
+    let there = there.build().unwrap();
+    std::thread::spawn(move || there.run());
+    let mut task = submit(&at_first, "work", "x");
+    let mut once = at_first.task("work").payload("x").max_attempts(1).submit().unwrap();
+    // Before that their lender might take them for tasks that nobody has taken, which cost nothing.
+    for handle in [&mut task, &mut once] {
+        handle.next_progress_timeout(PATIENCE).expect("both run there");
+    }
     second.process.kill();
     // That costs an attempt, as a worker's loss does.
     let failure = once.wait().unwrap_err();
