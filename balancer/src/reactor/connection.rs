@@ -20,6 +20,10 @@ const WRITE_PIECES: usize = 64;
 /// Most bytes written to a connection in a turn; the rest goes in the next.
 const WRITE_BYTES: usize = 256 << 10;
 
+/// A client that is sent this much in a write, in bytes, has the write's cost spread over enough: half of it is never
+/// held back.
+const LARGE_WRITE: usize = 64 << 10;
+
 /// Least memory that an unfinished frame is given once it needs any beyond its header.
 const LEAST_INPUT: usize = 512;
 
@@ -82,6 +86,10 @@ pub(super) struct Connection {
     pub(super) touched: bool,
     /// It is on the list of those whose output may wait.
     pub(super) patient: bool,
+    /// Its output was held back in the hope of more, and is so once.
+    pub(super) held_back: bool,
+    /// What it is usually sent in a write, in bytes: the most of late, which fades by half with each write.
+    usual_write: usize,
     /// The socket takes nothing now.
     pub(super) write_blocked: bool,
     /// Not read from, because it does not read either.
@@ -112,6 +120,22 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Whether what waits to be written is to be held back for a moment: for a client, less than half of what it is
+    /// usually sent in a write, so that the rest is likely to be on its way. It is asked once for each write, and what was
+    /// held back is not held back again.
+    ///
+    /// Workers that become free one after the other tear a client's bursts into pieces, of which each costs a write
+    /// here and makes the client answer with a piece in turn; held back, they grow together again.
+    pub(super) fn holds_back(&mut self) -> bool {
+        let bytes = self.output.len();
+        let is_piece = bytes > 0 && bytes < self.usual_write / 2 && !self.session.kind().is_worker();
+        self.held_back = is_piece && !self.held_back && !self.write_blocked && !self.ending && self.open();
+        if !self.held_back {
+            self.usual_write = bytes.min(LARGE_WRITE).max(self.usual_write / 2);
+        }
+        self.held_back
+    }
+
     /// One that has just come to a listener.
     pub(super) fn new(stream: TcpStream, listener: Listener, context: &Context, now: Time) -> Self {
         let from = stream.peer_addr().ok().map(|address| address.ip());
@@ -134,6 +158,8 @@ impl Connection {
             queued: false,
             touched: false,
             patient: false,
+            held_back: false,
+            usual_write: 0,
             write_blocked: false,
             paused: false,
             waiting: false,
@@ -358,6 +384,47 @@ pub(super) mod tests {
         let step = connection.session.decode(&context(), PEER, &hello, &mut length).expect("a HELLO");
         assert!(matches!(step, Step::Answer(..)) && length == hello.len());
         (connection, listener)
+    }
+
+    /// Whether so many bytes more are held back; what is not is taken for written.
+    fn is_held(connection: &mut Connection, bytes: usize) -> bool {
+        connection.output.buffer().extend_from_slice(&vec![b'x'; bytes]);
+        let is_held = connection.holds_back();
+        if !is_held {
+            connection.output.advance(usize::MAX);
+        }
+        is_held
+    }
+
+    #[test]
+    fn a_piece_of_what_a_client_is_usually_sent_is_held_back_once() {
+        let (mut connection, _listener) = client();
+        assert!(!is_held(&mut connection, 1000), "nothing is usual yet");
+        assert!(!is_held(&mut connection, 500), "half of it may well be all");
+        assert!(!is_held(&mut connection, 1000));
+        assert!(is_held(&mut connection, 499));
+        assert!(!is_held(&mut connection, 0), "it is not held back again");
+        assert!(!is_held(&mut connection, 1000));
+        assert!(is_held(&mut connection, 100));
+        assert!(!is_held(&mut connection, 900), "the rest has come");
+        assert!(!is_held(&mut connection, 0), "there is nothing");
+        let held = (0..20).filter(|_| is_held(&mut connection, 10)).count();
+        assert_eq!(held, 5, "it forgets bursts soon when they end");
+        assert_eq!((0..20).filter(|_| is_held(&mut connection, 10)).count(), 0);
+    }
+
+    #[test]
+    fn what_is_worth_a_write_or_has_no_time_is_not_held_back() {
+        let (mut connection, _listener) = client();
+        assert!(!is_held(&mut connection, 1 << 20));
+        assert!(!is_held(&mut connection, LARGE_WRITE / 2));
+        assert!(!is_held(&mut connection, 1 << 20));
+        connection.ending = true;
+        assert!(!is_held(&mut connection, 1), "its peer says nothing more");
+        connection.ending = false;
+        assert!(!is_held(&mut connection, 1 << 20));
+        connection.phase = Phase::Closing;
+        assert!(!is_held(&mut connection, 1), "nothing more follows");
     }
 
     fn task(payload: &[u8]) -> Bytes {

@@ -271,18 +271,50 @@ mod tests {
         assert_eq!(noted, [true, true, true, false, false]);
     }
 
-    #[test]
-    fn that_a_task_was_taken_goes_with_what_follows_or_after_some_turns_or_when_nothing_else_happens() {
+    /// A net with one connection of this kind.
+    fn net_with(listener: Listener) -> (Net, Peer, std::net::TcpListener) {
         let address = ([127, 0, 0, 1], 1).into();
         let poll = mio::Poll::new().expect("a poll");
         let mut net = Net::new(poll, (address, address), Settings::default(), None);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let stream =
-            std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        let door = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let stream = std::net::TcpStream::connect(door.local_addr().expect("bound")).expect("a connection");
         stream.set_nonblocking(true).expect("a socket can be");
         let stream = mio::net::TcpStream::from_std(stream);
-        let connection = Connection::new(stream, Listener::Gearman, &net.context, net.now);
+        let connection = Connection::new(stream, listener, &net.context, net.now);
         let peer = net.add(connection).expect("a peer");
+        (net, peer, door)
+    }
+
+    #[test]
+    fn what_is_held_back_is_written_after_a_turn_or_when_nothing_else_happens() {
+        let (mut net, peer, _door) = net_with(Listener::Gearman);
+        let is_due = |net: &mut Net| {
+            let connection = net.connections.get_mut(peer).expect("it is open");
+            connection.touched = false;
+            !std::mem::take(&mut net.touched).is_empty()
+        };
+        let hold = |net: &mut Net| {
+            net.connections.get_mut(peer).expect("it is open").held_back = true;
+            net.held_back.add(peer);
+        };
+        hold(&mut net);
+        net.hurry(false);
+        assert!(!is_due(&mut net), "the rest may come");
+        net.hurry(false);
+        assert!(is_due(&mut net), "it has not");
+        hold(&mut net);
+        net.hurry(true);
+        assert!(is_due(&mut net), "nothing comes");
+        hold(&mut net);
+        net.connections.get_mut(peer).expect("it is open").held_back = false;
+        net.hurry(true);
+        assert!(!is_due(&mut net), "it went with the rest");
+        assert!(net.held_back.is_empty());
+    }
+
+    #[test]
+    fn that_a_task_was_taken_goes_with_what_follows_or_after_some_turns_or_when_nothing_else_happens() {
+        let (mut net, peer, _door) = net_with(Listener::Gearman);
         let is_due = |net: &mut Net| !std::mem::take(&mut net.touched).is_empty();
         let flushed = |net: &mut Net| {
             let connection = net.connections.get_mut(peer).expect("it is open");

@@ -23,6 +23,36 @@ use crate::scheduler::{Peer, Time};
 /// Turns that pass at most before what may wait for more to go with it is written all the same.
 const MOST_PATIENT_TURNS: u32 = 16;
 
+/// Whole turns that pass at most before a piece of what a client is usually sent in a write is written, though the rest
+/// has not come.
+const MOST_HELD_TURNS: u32 = 1;
+
+/// Connections of which each waits for a few turns, or until nothing happens in one.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    peers: Vec<Peer>,
+    /// Turns that the first of them has waited.
+    turns: u32,
+}
+
+impl Waiting {
+    pub(super) fn add(&mut self, peer: Peer) {
+        self.peers.push(peer);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
+    /// A turn comes to its end. Gives all of them if `most` turns have passed before, or nothing has happened in this one.
+    fn turn(&mut self, is_idle: bool, most: u32) -> std::vec::Drain<'_, Peer> {
+        let are_due = is_idle || self.turns >= most;
+        self.turns = if are_due || self.is_empty() { 0 } else { self.turns + 1 };
+        let due = if are_due { self.peers.len() } else { 0 };
+        self.peers.drain(..due)
+    }
+}
+
 /// The connections of a reactor.
 #[derive(Debug)]
 pub(super) struct Net {
@@ -52,9 +82,9 @@ pub(super) struct Net {
     /// Those to be flushed at the end of the turn.
     pub(super) touched: Vec<Peer>,
     /// Those whose output is only what may wait for more to go with it.
-    pub(super) patient: Vec<Peer>,
-    /// Turns that the oldest of those has waited.
-    pub(super) patient_turns: u32,
+    pub(super) patient: Waiting,
+    /// Those whose output was held back in the hope of more.
+    pub(super) held_back: Waiting,
     /// Those whose flush goes on in the next turn; empty between flushes.
     pub(super) unfinished: Vec<Peer>,
     /// Those to be dropped once the scheduler has done with the event at hand.
@@ -114,8 +144,8 @@ impl Net {
             ready_workers: Vec::new(),
             put_off: Vec::new(),
             touched: Vec::new(),
-            patient: Vec::new(),
-            patient_turns: 0,
+            patient: Waiting::default(),
+            held_back: Waiting::default(),
             unfinished: Vec::new(),
             doomed: Vec::new(),
             spare: Vec::new(),
@@ -218,7 +248,7 @@ impl Net {
             touch(peer, connection, &mut self.touched, &mut self.spare);
         } else if !connection.touched && !connection.patient {
             connection.patient = true;
-            self.patient.push(peer);
+            self.patient.add(peer);
             connection.lend(&mut self.spare);
         }
         let before = connection.output.weight();
@@ -247,20 +277,19 @@ impl Net {
         self.doomed.push(peer);
     }
 
-    /// Has what waits patiently flushed in this turn: when nothing else happened in it, and else after some turns.
+    /// Has what waits patiently, or was held back, flushed in this turn: when nothing else happened in it, and else after
+    /// some turns.
     pub(super) fn hurry(&mut self, is_idle: bool) {
-        if self.patient.is_empty() {
-            return;
-        }
-        self.patient_turns += 1;
-        if !is_idle && self.patient_turns <= MOST_PATIENT_TURNS {
-            return;
-        }
-        self.patient_turns = 0;
-        for peer in self.patient.drain(..) {
+        for peer in self.patient.turn(is_idle, MOST_PATIENT_TURNS) {
             let Some(connection) = self.connections.get_mut(peer) else { continue };
             connection.patient = false;
             if !connection.output.is_empty() {
+                touch(peer, connection, &mut self.touched, &mut self.spare);
+            }
+        }
+        for peer in self.held_back.turn(is_idle, MOST_HELD_TURNS) {
+            if let Some(connection) = self.connections.get_mut(peer).filter(|connection| connection.held_back)
+            {
                 touch(peer, connection, &mut self.touched, &mut self.spare);
             }
         }

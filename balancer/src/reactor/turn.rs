@@ -156,7 +156,8 @@ impl<D: Decider> Reactor<D> {
     /// How long to wait for events: not at all while there is something left to do.
     fn timeout(&self) -> Option<Duration> {
         let may_serve = !self.net.ready.is_empty() && !self.decider.is_full();
-        let may_flush = !self.net.touched.is_empty() || !self.net.patient.is_empty();
+        let may_flush =
+            !self.net.touched.is_empty() || !self.net.patient.is_empty() || !self.net.held_back.is_empty();
         if may_serve || may_flush || self.net.may_accept() {
             return Some(Duration::ZERO);
         }

@@ -39,6 +39,10 @@ impl<D: Decider> Reactor<D> {
     fn flush_one(&mut self, peer: Peer, unfinished: &mut Vec<Peer>) {
         let Some(connection) = self.net.connections.get_mut(peer) else { return };
         connection.touched = false;
+        if connection.holds_back() {
+            self.net.held_back.add(peer);
+            return;
+        }
         if !connection.write_blocked {
             match connection.flush(self.net.now) {
                 Ok((written, flushed)) => {
