@@ -106,9 +106,17 @@ struct Relay {
 }
 
 type Ends = [TcpStream; 2];
-type Unheard = (Queue, &'static [Question]);
+type Unheard = (Queue, &'static [Question], Then);
 /// A question about a queue, as AMQP numbers its class and method.
 type Question = [u8; 4];
+/// What becomes of the connection on which it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Nothing is answered.
+    Silence,
+    /// It ends.
+    End,
+}
 const CONSUME: Question = [0, 60, 0, 20];
 const GET: Question = [0, 60, 0, 70];
 const DELETE: Question = [0, 50, 0, 40];
@@ -162,30 +170,37 @@ impl Relay {
             let size = u32::from_be_bytes([frame[3], frame[4], frame[5], frame[6]]) as usize;
             frame.resize(7 + size + 1, 0);
             client.read_exact(&mut frame[7..])?;
-            if self.is_heard(&frame) {
-                server.write_all(&frame)?;
+            match self.unheard(&frame) {
+                None => server.write_all(&frame)?,
+                Some(Then::Silence) => {}
+                Some(Then::End) => return Ok(()),
             }
         }
     }
 
-    fn is_heard(&self, frame: &[u8]) -> bool {
+    /// Whether RabbitMQ is not to hear this, and what follows then.
+    fn unheard(&self, frame: &[u8]) -> Option<Then> {
         let unheard = self.unheard.lock().unwrap();
-        let Some((queue, questions)) = &*unheard else { return true };
-        let Some(question) = frame.get(7..11).map(|question| Question::try_from(question).unwrap()) else {
-            return true;
-        };
+        let (queue, questions, then) = unheard.as_ref()?;
+        let question = Question::try_from(frame.get(7..11)?).unwrap();
         // After a number that means nothing comes the queue's name, with its length before it.
         let name = frame.get(14..14 + queue.name.len());
         if frame[0] != 1 || name != Some(queue.name.as_bytes()) {
-            return true;
+            return None;
         }
         self.asked.lock().unwrap().insert(question);
-        !questions.contains(&question)
+        questions.contains(&question).then_some(*then)
     }
 
     /// RabbitMQ does not hear these questions about a queue any more.
-    fn keep(&self, queue: &Queue, questions: &'static [Question]) {
-        *self.unheard.lock().unwrap() = Some((queue.clone(), questions));
+    fn keep(&self, queue: &Queue, questions: &'static [Question], then: Then) {
+        *self.unheard.lock().unwrap() = Some((queue.clone(), questions, then));
+    }
+
+    /// It hears all of them again, and whoever has waited in vain asks anew.
+    fn pass_all(&self) {
+        *self.unheard.lock().unwrap() = None;
+        self.cut();
     }
 
     /// Waits until a question about the queue was asked.
@@ -344,28 +359,31 @@ fn consumers_that_were_to_begin_when_the_connection_was_lost_begin_on_the_next_o
     let queue = queue(QueueKind::Durable);
     rig.publish(0, &queue, "a");
     rig.confirmed(0);
-    relay.keep(&queue, &[CONSUME]);
+    relay.keep(&queue, &[CONSUME], Then::Silence);
     rig.bus.begin(1, queue.clone(), 1);
     rig.bus.begin(2, queue.clone(), 1);
     rig.bus.end(1);
     rig.bus.begin(3, queue.clone(), 1);
     rig.bus.flush();
     relay.wait_for(CONSUME);
-    relay.keep(&queue, &[]);
-    relay.cut();
+    relay.pass_all();
     rig.publish(1, &queue, "b");
     let consumers = [rig.any_delivery().consumer, rig.any_delivery().consumer];
     assert!(consumers == [2, 3] || consumers == [3, 2], "{consumers:?}");
 }
 
-/// Lets a consumer begin of which RabbitMQ does not hear; another has the queue's one message.
-fn hang(relay: &Relay, rig: &mut Rig, queue: &Queue, unheard: &'static [Question]) {
+/// A consumer has the one message of a queue.
+fn consume_one(rig: &mut Rig, queue: &Queue) -> Delivery {
     rig.publish(1, queue, "a");
     rig.confirmed(1);
     rig.bus.begin(1, queue.clone(), 1);
     rig.bus.flush();
-    rig.delivery(1);
-    relay.keep(queue, unheard);
+    rig.delivery(1)
+}
+
+/// Another one is to begin, of which RabbitMQ does not hear.
+fn hang(relay: &Relay, rig: &mut Rig, queue: &Queue, unheard: &'static [Question], then: Then) {
+    relay.keep(queue, unheard, then);
     rig.bus.begin(2, queue.clone(), 1);
     rig.bus.flush();
     relay.wait_for(CONSUME);
@@ -376,7 +394,8 @@ fn a_queue_that_works_is_not_removed_when_a_consumer_of_it_hangs() {
     let relay = Relay::start();
     let mut rig = Rig::start(&relay.url());
     let queue = queue(QueueKind::Durable);
-    hang(&relay, &mut rig, &queue, &[CONSUME]);
+    consume_one(&mut rig, &queue);
+    hang(&relay, &mut rig, &queue, &[CONSUME], Then::Silence);
     let connections = relay.connections();
     relay.wait_for(GET);
     let until = Instant::now() + PATIENCE;
@@ -385,18 +404,28 @@ fn a_queue_that_works_is_not_removed_when_a_consumer_of_it_hangs() {
         thread::sleep(Duration::from_millis(10));
     }
     assert!(!relay.asked.lock().unwrap().contains(&DELETE));
-    relay.keep(&queue, &[]);
-    relay.cut();
+    relay.pass_all();
     // What was with a consumer all the time is still there.
     assert_eq!(&rig.any_delivery().body[..], b"a");
 }
 
 #[test]
 fn a_queue_that_does_not_answer_is_made_anew() {
+    is_made_anew(Then::Silence);
+}
+
+#[test]
+fn a_queue_that_costs_each_consumer_its_connection_is_made_anew() {
+    is_made_anew(Then::End);
+}
+
+fn is_made_anew(then: Then) {
     let relay = Relay::start();
     let mut rig = Rig::start(&relay.url());
     let queue = queue(QueueKind::Durable);
-    hang(&relay, &mut rig, &queue, &[CONSUME, GET]);
+    let first = consume_one(&mut rig, &queue);
+    rig.take(first.tag);
+    hang(&relay, &mut rig, &queue, &[CONSUME, GET], then);
     relay.wait_for(DELETE);
     let mut connection = amiquip::Connection::insecure_open(&url()).unwrap();
     let until = Instant::now() + PATIENCE;
@@ -404,9 +433,8 @@ fn a_queue_that_does_not_answer_is_made_anew() {
         assert!(Instant::now() < until, "it is not removed");
         thread::sleep(Duration::from_millis(10));
     }
-    relay.keep(&queue, &[]);
     // RabbitMQ would end the connection on which it was asked for what is gone.
-    relay.cut();
+    relay.pass_all();
     rig.publish(2, &queue, "b");
     rig.confirmed(2);
     assert_eq!(&rig.any_delivery().body[..], b"b");

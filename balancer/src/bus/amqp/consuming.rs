@@ -8,7 +8,7 @@ use amiquip::{Channel, Connection, Consumer, ConsumerMessage, ConsumerOptions, D
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender};
 
-use super::healing::watch;
+use super::healing::Watches;
 use super::{Address, CONSUMING, Maker, Waits, clear_trouble, from_amqp, note_queue, note_trouble};
 use crate::bus::{BusEvent, Consuming as Command, Queue, Shared, Tag};
 
@@ -26,6 +26,7 @@ pub(in crate::bus) struct Consuming {
     events: Sender<Vec<BusEvent>>,
     /// The consumers that are to be there.
     wanted: BTreeMap<u64, (Queue, u16)>,
+    watches: Watches,
     /// The number of the present connection, or of the last one.
     connection: u64,
     stops: bool,
@@ -47,7 +48,17 @@ impl Consuming {
         commands: Receiver<Vec<Command>>,
         events: Sender<Vec<BusEvent>>,
     ) -> Self {
-        Consuming { shared, address, commands, events, wanted: BTreeMap::new(), connection: 0, stops: false }
+        let watches = Watches::new(&address);
+        Consuming {
+            shared,
+            address,
+            commands,
+            events,
+            wanted: BTreeMap::new(),
+            watches,
+            connection: 0,
+            stops: false,
+        }
     }
 
     /// Runs until it is told to stop.
@@ -96,6 +107,7 @@ impl Consuming {
             }
             Command::End(consumer) => {
                 self.wanted.remove(consumer);
+                self.watches.is_over(*consumer);
             }
             // They are of one connection alone.
             Command::Take(_) | Command::Return(_) => {}
@@ -153,10 +165,13 @@ impl Consuming {
     }
 
     /// Begins the consumers that are wanted and not there.
-    fn begin_all(&self, connection: &mut Connection, line: &mut Line<'_>) -> amiquip::Result<()> {
+    fn begin_all(&mut self, connection: &mut Connection, line: &mut Line<'_>) -> amiquip::Result<()> {
         let mut all = true;
-        for (consumer, (queue, prefetch)) in &self.wanted {
-            all &= self.begin(connection, line, *consumer, (queue, *prefetch))?;
+        let is_missing = |consumer: &u64| !line.consumers.contains_key(consumer);
+        let missing = self.wanted.iter().filter(|(consumer, _)| is_missing(consumer));
+        let missing: Vec<_> = missing.map(|(consumer, how)| (*consumer, how.clone())).collect();
+        for (consumer, (queue, prefetch)) in missing {
+            all &= self.begin(connection, line, consumer, (&queue, prefetch))?;
         }
         if all {
             clear_trouble(&self.shared, CONSUMING, &self.address);
@@ -166,7 +181,7 @@ impl Consuming {
 
     /// Begins a consumer, if its queue is there. Says whether it is.
     fn begin(
-        &self,
+        &mut self,
         connection: &mut Connection,
         line: &mut Line<'_>,
         consumer: u64,
@@ -179,13 +194,14 @@ impl Consuming {
             note_queue(&self.shared, CONSUMING, queue, &reason);
             return Ok(false);
         }
-        let _watched = watch(&self.address, queue);
+        self.watches.begins(consumer, queue);
         line.begin(consumer, queue, prefetch)?;
+        self.watches.is_over(consumer);
         Ok(true)
     }
 
     fn carry_out(
-        &self,
+        &mut self,
         connection: &mut Connection,
         line: &mut Line<'_>,
         command: Command,

@@ -1,7 +1,7 @@
 //! Removes a queue that RabbitMQ cannot use, so that it can be made anew.
 //!
 //! A RabbitMQ that is killed in the moment in which it makes a quorum queue may come back with one that has a name and no
-//! leader (seen with 3.10). Whoever consumes it waits for a minute, and loses the whole connection then, again and again.
+//! leader (seen with 3.10). Whoever consumes it loses the whole connection, at once or after a minute, again and again.
 //! PostgreSQL holds the truth, so such a queue of ours can be removed: what is published next makes it again.
 //!
 //! A queue that works must never be removed, though it looks empty: what its consumers have is not counted, and a busy
@@ -9,7 +9,8 @@
 //! same, the queue and one made for that purpose: only if the other has answered, and ours, which was asked before, still
 //! does not, is it no good.
 
-use std::thread;
+use std::collections::HashMap;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use amiquip::{Connection, QueueDeleteOptions};
@@ -33,23 +34,51 @@ enum Found {
     Silent,
 }
 
-/// Watches over the beginning of a consumer, until what is returned is dropped.
-pub(super) fn watch(address: &Address, queue: &Queue) -> Option<Sender<()>> {
-    if queue.kind != QueueKind::Durable {
-        return None;
-    }
-    let (begins, begun) = bounded(0);
-    let (address, queue) = (address.clone(), queue.clone());
-    spawn("bus-watch", move || {
-        if begun.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
-            heal(&address, &queue, &begun);
-        }
-    })
-    .map(|()| begins)
+/// Watches over consumers that are to begin, through as many connections as that takes.
+#[derive(Debug)]
+pub(super) struct Watches {
+    address: Address,
+    on: HashMap<u64, Watch>,
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<()> {
-    thread::Builder::new().name(name.into()).spawn(run).ok().map(drop)
+/// One of them. Its thread ends when this is dropped, or has looked at the queue.
+#[derive(Debug)]
+struct Watch {
+    _ends: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Watches {
+    pub(super) fn new(address: &Address) -> Watches {
+        Watches { address: address.clone(), on: HashMap::new() }
+    }
+
+    /// A consumer is about to begin, for the first time or again.
+    pub(super) fn begins(&mut self, consumer: u64, queue: &Queue) {
+        let is_watched = self.on.get(&consumer).is_some_and(|watch| !watch.thread.is_finished());
+        if queue.kind != QueueKind::Durable || is_watched {
+            return;
+        }
+        let (ends, begun) = bounded(0);
+        let (address, queue) = (self.address.clone(), queue.clone());
+        let thread = spawn("bus-watch", move || {
+            if begun.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+                heal(&address, &queue, &begun);
+            }
+        });
+        if let Some(thread) = thread {
+            self.on.insert(consumer, Watch { _ends: ends, thread });
+        }
+    }
+
+    /// It has begun, or is not wanted any more.
+    pub(super) fn is_over(&mut self, consumer: u64) {
+        self.on.remove(&consumer);
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(run).ok()
 }
 
 /// Removes a queue if it does not work.
