@@ -103,6 +103,8 @@ struct Relay {
     unheard: Arc<Mutex<Option<Unheard>>>,
     /// What was asked about it.
     asked: Arc<Mutex<HashSet<Question>>>,
+    /// The connection on which its removal was asked for.
+    removes: Arc<Mutex<Option<usize>>>,
 }
 
 type Ends = [TcpStream; 2];
@@ -120,6 +122,8 @@ enum Then {
 const CONSUME: Question = [0, 60, 0, 20];
 const GET: Question = [0, 60, 0, 70];
 const DELETE: Question = [0, 50, 0, 40];
+/// What answers that.
+const DELETED: Question = [0, 50, 0, 41];
 
 impl Relay {
     fn start() -> Relay {
@@ -132,6 +136,7 @@ impl Relay {
             opens: Arc::new(AtomicBool::new(true)),
             unheard: Arc::default(),
             asked: Arc::default(),
+            removes: Arc::default(),
         };
         let this = relay.clone();
         thread::spawn(move || {
@@ -145,7 +150,7 @@ impl Relay {
                 let ([client, server], [mut to_client, mut from_server]) = (ends(), ends());
                 let there = this.clone();
                 thread::spawn(move || {
-                    let _ = there.pass_questions(client, server);
+                    let _ = there.pass_questions(number, client, server);
                     there.close(number);
                 });
                 let back = this.clone();
@@ -159,7 +164,12 @@ impl Relay {
     }
 
     /// Passes on what a client says, frame by frame, but for what is not to be heard.
-    fn pass_questions(&self, mut client: TcpStream, mut server: TcpStream) -> std::io::Result<()> {
+    fn pass_questions(
+        &self,
+        number: usize,
+        mut client: TcpStream,
+        mut server: TcpStream,
+    ) -> std::io::Result<()> {
         let mut greeting = [0; 8];
         client.read_exact(&mut greeting)?;
         server.write_all(&greeting)?;
@@ -170,7 +180,7 @@ impl Relay {
             let size = u32::from_be_bytes([frame[3], frame[4], frame[5], frame[6]]) as usize;
             frame.resize(7 + size + 1, 0);
             client.read_exact(&mut frame[7..])?;
-            match self.unheard(&frame) {
+            match self.unheard(number, &frame) {
                 None => server.write_all(&frame)?,
                 Some(Then::Silence) => {}
                 Some(Then::End) => return Ok(()),
@@ -179,7 +189,7 @@ impl Relay {
     }
 
     /// Whether RabbitMQ is not to hear this, and what follows then.
-    fn unheard(&self, frame: &[u8]) -> Option<Then> {
+    fn unheard(&self, number: usize, frame: &[u8]) -> Option<Then> {
         let unheard = self.unheard.lock().unwrap();
         let (queue, questions, then) = unheard.as_ref()?;
         let question = Question::try_from(frame.get(7..11)?).unwrap();
@@ -189,6 +199,9 @@ impl Relay {
             return None;
         }
         self.asked.lock().unwrap().insert(question);
+        if question == DELETE {
+            *self.removes.lock().unwrap() = Some(number);
+        }
         questions.contains(&question).then_some(*then)
     }
 
@@ -213,6 +226,10 @@ impl Relay {
     }
 
     fn close(&self, number: usize) {
+        // Whoever removes a queue leaves when he has his answer.
+        if *self.removes.lock().unwrap() == Some(number) {
+            self.asked.lock().unwrap().insert(DELETED);
+        }
         for end in self.streams.lock().unwrap().remove(&number).into_iter().flatten() {
             let _ = end.shutdown(std::net::Shutdown::Both);
         }
@@ -426,13 +443,7 @@ fn is_made_anew(then: Then) {
     let first = consume_one(&mut rig, &queue);
     rig.take(first.tag);
     hang(&relay, &mut rig, &queue, &[CONSUME, GET], then);
-    relay.wait_for(DELETE);
-    let mut connection = amiquip::Connection::insecure_open(&url()).unwrap();
-    let until = Instant::now() + PATIENCE;
-    while connection.open_channel(None).unwrap().queue_declare_passive(&*queue.name).is_ok() {
-        assert!(Instant::now() < until, "it is not removed");
-        thread::sleep(Duration::from_millis(10));
-    }
+    relay.wait_for(DELETED);
     // RabbitMQ would end the connection on which it was asked for what is gone.
     relay.pass_all();
     rig.publish(2, &queue, "b");

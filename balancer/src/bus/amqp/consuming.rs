@@ -106,8 +106,9 @@ impl Consuming {
                 self.wanted.insert(*consumer, (queue.clone(), *prefetch));
             }
             Command::End(consumer) => {
-                self.wanted.remove(consumer);
-                self.watches.is_over(*consumer);
+                if let Some((queue, _)) = self.wanted.remove(consumer) {
+                    self.watches.is_over(&queue);
+                }
             }
             // They are of one connection alone.
             Command::Take(_) | Command::Return(_) => {}
@@ -194,9 +195,9 @@ impl Consuming {
             note_queue(&self.shared, CONSUMING, queue, &reason);
             return Ok(false);
         }
-        self.watches.begins(consumer, queue);
+        self.watches.begins(queue);
         line.begin(consumer, queue, prefetch)?;
-        self.watches.is_over(consumer);
+        self.watches.is_over(queue);
         Ok(true)
     }
 

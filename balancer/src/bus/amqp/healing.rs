@@ -34,11 +34,11 @@ enum Found {
     Silent,
 }
 
-/// Watches over consumers that are to begin, through as many connections as that takes.
+/// Watches over queues of which a consumer is to begin, one over each, through as many connections as that takes.
 #[derive(Debug)]
 pub(super) struct Watches {
     address: Address,
-    on: HashMap<u64, Watch>,
+    on: HashMap<Queue, Watch>,
 }
 
 /// One of them. Its thread ends when this is dropped, or has looked at the queue.
@@ -53,27 +53,27 @@ impl Watches {
         Watches { address: address.clone(), on: HashMap::new() }
     }
 
-    /// A consumer is about to begin, for the first time or again.
-    pub(super) fn begins(&mut self, consumer: u64, queue: &Queue) {
-        let is_watched = self.on.get(&consumer).is_some_and(|watch| !watch.thread.is_finished());
+    /// A consumer of it is about to begin, for the first time or again.
+    pub(super) fn begins(&mut self, queue: &Queue) {
+        let is_watched = self.on.get(queue).is_some_and(|watch| !watch.thread.is_finished());
         if queue.kind != QueueKind::Durable || is_watched {
             return;
         }
         let (ends, begun) = bounded(0);
-        let (address, queue) = (self.address.clone(), queue.clone());
+        let (address, watched) = (self.address.clone(), queue.clone());
         let thread = spawn("bus-watch", move || {
             if begun.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
-                heal(&address, &queue, &begun);
+                heal(&address, &watched, &begun);
             }
         });
         if let Some(thread) = thread {
-            self.on.insert(consumer, Watch { _ends: ends, thread });
+            self.on.insert(queue.clone(), Watch { _ends: ends, thread });
         }
     }
 
-    /// It has begun, or is not wanted any more.
-    pub(super) fn is_over(&mut self, consumer: u64) {
-        self.on.remove(&consumer);
+    /// A consumer of it has begun, or is not wanted any more.
+    pub(super) fn is_over(&mut self, queue: &Queue) {
+        self.on.remove(queue);
     }
 }
 
