@@ -21,6 +21,14 @@ fn queue(kind: QueueKind) -> Queue {
     Queue { name: format!("test.{}", uuid::Uuid::new_v4().simple()).into(), kind }
 }
 
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A bus and what has come from it; a thread of the test's stands for the reactor.
 struct Rig {
     bus: Bus,
@@ -109,8 +117,15 @@ struct Relay {
 
 type Ends = [TcpStream; 2];
 type Unheard = (Queue, &'static [Question], Then);
+
 /// A question about a queue, as AMQP numbers its class and method.
 type Question = [u8; 4];
+const CONSUME: Question = [0, 60, 0, 20];
+const GET: Question = [0, 60, 0, 70];
+const DELETE: Question = [0, 50, 0, 40];
+/// What answers that.
+const DELETED: Question = [0, 50, 0, 41];
+
 /// What becomes of the connection on which it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
@@ -119,11 +134,6 @@ enum Then {
     /// It ends.
     End,
 }
-const CONSUME: Question = [0, 60, 0, 20];
-const GET: Question = [0, 60, 0, 70];
-const DELETE: Question = [0, 50, 0, 40];
-/// What answers that.
-const DELETED: Question = [0, 50, 0, 41];
 
 impl Relay {
     fn start() -> Relay {
@@ -218,11 +228,7 @@ impl Relay {
 
     /// Waits until a question about the queue was asked.
     fn wait_for(&self, question: Question) {
-        let until = Instant::now() + PATIENCE;
-        while !self.asked.lock().unwrap().contains(&question) {
-            assert!(Instant::now() < until, "{question:?} is not asked");
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_until(&format!("{question:?} is asked"), || self.asked.lock().unwrap().contains(&question));
     }
 
     fn close(&self, number: usize) {
@@ -252,6 +258,23 @@ impl Relay {
             self.close(number);
         }
     }
+}
+
+/// A relay, a bus whose connections go through it, and a queue.
+fn through_a_relay() -> (Relay, Rig, Queue) {
+    let relay = Relay::start();
+    let rig = Rig::start(&relay.url());
+    (relay, rig, queue(QueueKind::Durable))
+}
+
+/// A consumer has the one message of a queue. It was confirmed before: RabbitMQ may end the connection of who consumes a
+/// queue that it is just making for another.
+fn consume_one(rig: &mut Rig, queue: &Queue) -> Delivery {
+    rig.publish(1, queue, "a");
+    rig.confirmed(1);
+    rig.bus.begin(1, queue.clone(), 5);
+    rig.bus.flush();
+    rig.delivery(1)
 }
 
 #[test]
@@ -347,15 +370,8 @@ fn what_is_given_back_comes_again_to_whoever_consumes() {
 
 #[test]
 fn what_is_not_taken_when_the_connection_is_lost_comes_again_and_consumers_go_on() {
-    let relay = Relay::start();
-    let mut rig = Rig::start(&relay.url());
-    let queue = queue(QueueKind::Durable);
-    // RabbitMQ may end the connection of who consumes a queue that it is just making for another.
-    rig.publish(1, &queue, "a");
-    rig.confirmed(1);
-    rig.bus.begin(1, queue.clone(), 5);
-    rig.bus.flush();
-    let first = rig.delivery(1);
+    let (relay, mut rig, queue) = through_a_relay();
+    let first = consume_one(&mut rig, &queue);
     relay.cut();
     rig.wait("the loss", |event| (*event == BusEvent::Lost).then_some(()));
     // Of a connection that is gone: it is done with for nobody.
@@ -371,9 +387,7 @@ fn what_is_not_taken_when_the_connection_is_lost_comes_again_and_consumers_go_on
 
 #[test]
 fn consumers_that_were_to_begin_when_the_connection_was_lost_begin_on_the_next_one() {
-    let relay = Relay::start();
-    let mut rig = Rig::start(&relay.url());
-    let queue = queue(QueueKind::Durable);
+    let (relay, mut rig, queue) = through_a_relay();
     rig.publish(0, &queue, "a");
     rig.confirmed(0);
     relay.keep(&queue, &[CONSUME], Then::Silence);
@@ -389,15 +403,6 @@ fn consumers_that_were_to_begin_when_the_connection_was_lost_begin_on_the_next_o
     assert!(consumers == [2, 3] || consumers == [3, 2], "{consumers:?}");
 }
 
-/// A consumer has the one message of a queue.
-fn consume_one(rig: &mut Rig, queue: &Queue) -> Delivery {
-    rig.publish(1, queue, "a");
-    rig.confirmed(1);
-    rig.bus.begin(1, queue.clone(), 1);
-    rig.bus.flush();
-    rig.delivery(1)
-}
-
 /// Another one is to begin, of which RabbitMQ does not hear.
 fn hang(relay: &Relay, rig: &mut Rig, queue: &Queue, unheard: &'static [Question], then: Then) {
     relay.keep(queue, unheard, then);
@@ -408,18 +413,12 @@ fn hang(relay: &Relay, rig: &mut Rig, queue: &Queue, unheard: &'static [Question
 
 #[test]
 fn a_queue_that_works_is_not_removed_when_a_consumer_of_it_hangs() {
-    let relay = Relay::start();
-    let mut rig = Rig::start(&relay.url());
-    let queue = queue(QueueKind::Durable);
+    let (relay, mut rig, queue) = through_a_relay();
     consume_one(&mut rig, &queue);
     hang(&relay, &mut rig, &queue, &[CONSUME], Then::Silence);
     let connections = relay.connections();
     relay.wait_for(GET);
-    let until = Instant::now() + PATIENCE;
-    while relay.connections() > connections {
-        assert!(Instant::now() < until, "it is looked at without end");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("it has been looked at", || relay.connections() <= connections);
     assert!(!relay.asked.lock().unwrap().contains(&DELETE));
     relay.pass_all();
     // What was with a consumer all the time is still there.
@@ -437,9 +436,7 @@ fn a_queue_that_costs_each_consumer_its_connection_is_made_anew() {
 }
 
 fn is_made_anew(then: Then) {
-    let relay = Relay::start();
-    let mut rig = Rig::start(&relay.url());
-    let queue = queue(QueueKind::Durable);
+    let (relay, mut rig, queue) = through_a_relay();
     let first = consume_one(&mut rig, &queue);
     rig.take(first.tag);
     hang(&relay, &mut rig, &queue, &[CONSUME, GET], then);
@@ -453,18 +450,12 @@ fn is_made_anew(then: Then) {
 
 #[test]
 fn what_is_published_while_rabbitmq_is_away_is_confirmed_once_it_is_back() {
-    let relay = Relay::start();
-    let mut rig = Rig::start(&relay.url());
-    let queue = queue(QueueKind::Durable);
+    let (relay, mut rig, queue) = through_a_relay();
     rig.publish(1, &queue, "a");
     rig.confirmed(1);
     relay.opens.store(false, Ordering::SeqCst);
     relay.cut();
-    let until = Instant::now() + PATIENCE;
-    while rig.bus.status().trouble.is_none() {
-        assert!(Instant::now() < until);
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("RabbitMQ is missed", || rig.bus.status().trouble.is_some());
     for token in 2..100 {
         rig.publish(token, &queue, "b");
     }
@@ -525,11 +516,9 @@ fn a_queue_that_is_not_there_does_not_keep_other_consumers_from_their_work() {
     rig.publish(1, &ours, "a");
     let delivery = rig.delivery(2);
     rig.take(delivery.tag);
-    let until = Instant::now() + PATIENCE;
-    while !rig.bus.status().trouble.is_some_and(|(reason, _)| reason.contains(&*missing.name)) {
-        assert!(Instant::now() < until);
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the missing queue is named", || {
+        rig.bus.status().trouble.is_some_and(|(reason, _)| reason.contains(&*missing.name))
+    });
     // It is consumed as soon as somebody has made it.
     let made = Queue { kind: QueueKind::Transient, ..missing };
     rig.publish(2, &made, "b");

@@ -120,22 +120,6 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Whether what waits to be written is to be held back for a moment: for a client, less than half of what it is
-    /// usually sent in a write, so that the rest is likely to be on its way. It is asked once for each write, and what was
-    /// held back is not held back again.
-    ///
-    /// Workers that become free one after the other tear a client's bursts into pieces, of which each costs a write
-    /// here and makes the client answer with a piece in turn; held back, they grow together again.
-    pub(super) fn holds_back(&mut self) -> bool {
-        let bytes = self.output.len();
-        let is_piece = bytes > 0 && bytes < self.usual_write / 2 && !self.session.kind().is_worker();
-        self.held_back = is_piece && !self.held_back && !self.write_blocked && !self.ending && self.open();
-        if !self.held_back {
-            self.usual_write = bytes.min(LARGE_WRITE).max(self.usual_write / 2);
-        }
-        self.held_back
-    }
-
     /// One that has just come to a listener.
     pub(super) fn new(stream: TcpStream, listener: Listener, context: &Context, now: Time) -> Self {
         let from = stream.peer_addr().ok().map(|address| address.ip());
@@ -195,6 +179,22 @@ impl Connection {
         let begins = (self.readable || self.parked) && !self.is_held_up() && !self.queued;
         self.queued |= begins;
         begins
+    }
+
+    /// Whether what waits to be written is to be held back for a moment: for a client, less than half of what it is
+    /// usually sent in a write, so that the rest is likely to be on its way. It is asked once for each write, and what was
+    /// held back is not held back again.
+    ///
+    /// Workers that become free one after the other tear a client's bursts into pieces, of which each costs a write
+    /// here and makes the client answer with a piece in turn; held back, they grow together again.
+    pub(super) fn holds_back(&mut self) -> bool {
+        let bytes = self.output.len();
+        let is_piece = bytes > 0 && bytes < self.usual_write / 2 && !self.session.kind().is_worker();
+        self.held_back = is_piece && !self.held_back && !self.write_blocked && !self.ending && self.open();
+        if !self.held_back {
+            self.usual_write = bytes.min(LARGE_WRITE).max(self.usual_write / 2);
+        }
+        self.held_back
     }
 
     /// Whether something waits for it that the peer could have made go: bytes that it does not read, or answers behind

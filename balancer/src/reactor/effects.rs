@@ -271,8 +271,8 @@ mod tests {
         assert_eq!(noted, [true, true, true, false, false]);
     }
 
-    /// A net with one connection of this kind.
-    fn net_with(listener: Listener) -> (Net, Peer, std::net::TcpListener) {
+    /// A net with one connection, and the listener that keeps its other end waiting.
+    fn net_with_one() -> (Net, Peer, std::net::TcpListener) {
         let address = ([127, 0, 0, 1], 1).into();
         let poll = mio::Poll::new().expect("a poll");
         let mut net = Net::new(poll, (address, address), Settings::default(), None);
@@ -280,14 +280,14 @@ mod tests {
         let stream = std::net::TcpStream::connect(door.local_addr().expect("bound")).expect("a connection");
         stream.set_nonblocking(true).expect("a socket can be");
         let stream = mio::net::TcpStream::from_std(stream);
-        let connection = Connection::new(stream, listener, &net.context, net.now);
+        let connection = Connection::new(stream, Listener::Gearman, &net.context, net.now);
         let peer = net.add(connection).expect("a peer");
         (net, peer, door)
     }
 
     #[test]
     fn what_is_held_back_is_written_after_a_turn_or_when_nothing_else_happens() {
-        let (mut net, peer, _door) = net_with(Listener::Gearman);
+        let (mut net, peer, _door) = net_with_one();
         let is_due = |net: &mut Net| {
             let connection = net.connections.get_mut(peer).expect("it is open");
             connection.touched = false;
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn that_a_task_was_taken_goes_with_what_follows_or_after_some_turns_or_when_nothing_else_happens() {
-        let (mut net, peer, _door) = net_with(Listener::Gearman);
+        let (mut net, peer, _door) = net_with_one();
         let is_due = |net: &mut Net| !std::mem::take(&mut net.touched).is_empty();
         let flushed = |net: &mut Net| {
             let connection = net.connections.get_mut(peer).expect("it is open");

@@ -168,10 +168,7 @@ impl Consuming {
     /// Begins the consumers that are wanted and not there.
     fn begin_all(&mut self, connection: &mut Connection, line: &mut Line<'_>) -> amiquip::Result<()> {
         let mut all = true;
-        let is_missing = |consumer: &u64| !line.consumers.contains_key(consumer);
-        let missing = self.wanted.iter().filter(|(consumer, _)| is_missing(consumer));
-        let missing: Vec<_> = missing.map(|(consumer, how)| (*consumer, how.clone())).collect();
-        for (consumer, (queue, prefetch)) in missing {
+        for (consumer, (queue, prefetch)) in self.wanted.clone() {
             all &= self.begin(connection, line, consumer, (&queue, prefetch))?;
         }
         if all {

@@ -25,15 +25,6 @@ const HANGS: Duration = Duration::from_secs(5);
 /// RabbitMQ removes a queue made to be asked after this time, if we could not, in milliseconds.
 const LEFT_BEHIND_MS: i32 = 120_000;
 
-/// What is found out about a queue whose consumer does not begin.
-#[derive(Debug, PartialEq, Eq)]
-enum Found {
-    /// It answers, is gone, or its consumer has begun.
-    Works,
-    /// It does not answer, though another does.
-    Silent,
-}
-
 /// Watches over queues of which a consumer is to begin, one over each, through as many connections as that takes.
 #[derive(Debug)]
 pub(super) struct Watches {
@@ -83,19 +74,19 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<JoinHandle<(
 
 /// Removes a queue if it does not work.
 fn heal(address: &Address, queue: &Queue, begun: &Receiver<()>) {
-    let healed = look(address, queue, begun).and_then(|found| match found {
-        Found::Works => Ok(false),
-        Found::Silent => remove(address, queue),
-    });
-    match healed {
-        Ok(true) => log::warn!("the queue '{}' did not answer, and is made anew", queue.name),
-        Ok(false) => log::info!("a consumer of the queue '{}' waits long to begin", queue.name),
+    let removed = is_silent(address, queue, begun)
+        .and_then(|silent| if silent { remove(address, queue).map(Some) } else { Ok(None) });
+    match removed {
+        Ok(Some(true)) => log::warn!("the queue '{}' did not answer, and is made anew", queue.name),
+        Ok(Some(false)) => log::warn!("the queue '{}' does not answer, and is not empty", queue.name),
+        Ok(None) => log::info!("a consumer of the queue '{}' waits long to begin", queue.name),
         Err(error) => log::warn!("the queue '{}' does not answer: {}", queue.name, describe(&error)),
     }
 }
 
-/// Finds out whether a queue works. An error says that RabbitMQ does not.
-fn look(address: &Address, queue: &Queue, begun: &Receiver<()>) -> amiquip::Result<Found> {
+/// Whether a queue does not answer though another does. One that is gone, or whose consumer begins meanwhile, counts as
+/// one that answers. An error says that RabbitMQ does not.
+fn is_silent(address: &Address, queue: &Queue, begun: &Receiver<()>) -> amiquip::Result<bool> {
     let (says, said) = bounded(1);
     let asked = {
         let (address, queue) = (address.clone(), queue.clone());
@@ -106,21 +97,19 @@ fn look(address: &Address, queue: &Queue, begun: &Receiver<()>) -> amiquip::Resu
         })
     };
     if asked.is_none() {
-        return Ok(Found::Works);
+        return Ok(false);
     }
     ask_another(address)?;
     // One that was told at once that it does not work is waited for as well: its queue may be about to have a leader.
-    select! {
-        recv(begun) -> _ => Ok(Found::Works),
+    let silent = select! {
+        recv(begun) -> _ => false,
         recv(said) -> answer => match answer {
-            Ok(Ok(()) | Err(amiquip::Error::ServerClosedChannel { .. })) => Ok(Found::Works),
-            _ => match begun.recv_timeout(HANGS) {
-                Err(RecvTimeoutError::Timeout) => Ok(Found::Silent),
-                _ => Ok(Found::Works),
-            },
+            Ok(Ok(()) | Err(amiquip::Error::ServerClosedChannel { .. })) => false,
+            _ => begun.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout),
         },
-        default(HANGS) => Ok(Found::Silent),
-    }
+        default(HANGS) => true,
+    };
+    Ok(silent)
 }
 
 /// Asks a queue for a message, which goes back to it. The answer goes through all that a consumer's beginning does.
