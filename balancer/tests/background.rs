@@ -421,7 +421,8 @@ fn a_task_that_two_workers_name_goes_on_at_one_and_is_refused_to_the_other_also_
         let Message::Register(usual) = register(id, 1) else { unreachable!() };
         worker.send(&Message::Register(Register { held: HeldTasks::new(&held), ..usual }));
     }
-    let mut said = workers.map(|(_, mut worker)| {
+    // Both stay connected until both are answered: what the first holds is given to the other once it is gone.
+    let mut said = workers.each_mut().map(|(_, worker)| {
         worker.expect(FrameType::Ack);
         worker.receive().expect("an answer to what it named").as_frame().kind
     });
