@@ -131,6 +131,12 @@ impl Output {
         }
     }
 
+    /// Whether it is empty, and has no memory for small things either.
+    #[inline]
+    pub fn needs_buffer(&self) -> bool {
+        self.is_empty() && self.tail.capacity() == 0
+    }
+
     /// Gives an empty output a buffer to begin with.
     pub fn lend_buffer(&mut self, buffer: BytesMut) {
         if self.tail.is_empty() {
@@ -202,12 +208,14 @@ mod tests {
     #[test]
     fn an_empty_output_gives_its_buffer_back_and_keeps_nothing() {
         let mut output = Output::default();
+        assert!(output.needs_buffer());
         output.lend_buffer(BytesMut::with_capacity(512));
+        assert!(!output.needs_buffer());
         output.buffer().extend_from_slice(b"some");
         assert!(output.take_buffer().is_none(), "it is in use");
         output.advance(4);
         assert!(output.take_buffer().is_some());
-        assert!(output.take_buffer().is_none());
+        assert!(output.take_buffer().is_none() && output.needs_buffer());
         output.share(Bytes::from(vec![0; 10]));
         output.advance(10);
         assert!(output.take_buffer().is_none(), "nothing was lent");

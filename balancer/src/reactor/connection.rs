@@ -302,7 +302,7 @@ impl Connection {
 
     /// Lends an output that is to be appended to a buffer.
     pub(super) fn lend(&mut self, spare: &mut Vec<BytesMut>) {
-        if self.output.is_empty()
+        if self.output.needs_buffer()
             && let Some(buffer) = spare.pop()
         {
             self.output.lend_buffer(buffer);
