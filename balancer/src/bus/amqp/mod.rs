@@ -8,6 +8,7 @@ mod healing;
 mod publishing;
 
 use std::collections::HashSet;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use amiquip::{
@@ -24,6 +25,9 @@ use super::{Properties, Queue, QueueKind, Shared};
 const CONNECT_MS: &str = "5000";
 /// The heartbeat asked for, in seconds.
 const HEARTBEAT: &str = "5";
+/// So often must a look find that we are refused before that is believed, and so long is waited in between.
+const REFUSALS: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The first wait after a connection was lost or could not be had; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait.
@@ -129,12 +133,25 @@ impl Address {
         &self.place
     }
 
-    /// Looks whether RabbitMQ is there and lets us in.
+    /// Looks whether RabbitMQ is there and lets us in. It takes a second more to say that it does not.
     ///
     /// # Errors
     ///
     /// [`BusError::Refused`] when waiting would not help, as with a wrong password; [`BusError::Unavailable`].
     pub fn check(&self) -> Result<(), BusError> {
+        let mut looks = 1;
+        loop {
+            match self.look() {
+                // A wrong password makes RabbitMQ close the connection without a word, as it does when it is just ending,
+                // and a timeout at that point looks the same.
+                Err(BusError::Refused { .. }) if looks < REFUSALS => looks += 1,
+                found => return found,
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn look(&self) -> Result<(), BusError> {
         let mut connection = self.connect().map_err(|error| self.error(&error))?;
         connection.open_channel(None).map(drop).map_err(|error| self.error(&error))
     }
