@@ -18,6 +18,9 @@ fn client(balancers: &[&Balancer]) -> Client {
     Client::builder().balancers(addresses).reconnect_for(PATIENCE).connect().unwrap()
 }
 
+/// A message that the bus has lost is found by a walk each half minute, once it is half a minute old.
+const END_PATIENCE: Duration = PATIENCE.saturating_mul(4);
+
 /// A task's result, once there is one.
 #[track_caller]
 fn fetch(client: &Client, task: TaskId) -> String {
@@ -28,7 +31,7 @@ fn fetch(client: &Client, task: TaskId) -> String {
 #[track_caller]
 fn fetch_or(client: &Client, task: TaskId, explain: &dyn Fn() -> String) -> String {
     for _ in 0..200 {
-        match client.fetch(task, PATIENCE).unwrap().wait() {
+        match client.fetch(task, END_PATIENCE).unwrap().wait() {
             Ok(Fetched::Ended(outcome)) => return String::from_utf8(outcome.unwrap().to_vec()).unwrap(),
             Ok(Fetched::NotEnded(standing)) => panic!("{task} has not ended: {standing:?}\n{}", explain()),
             // Its balancer was killed, or the database was away.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use reparto_client::{Accepted, Client, ErrorCode, Fetched, Reply, TaskId};
 use rustix::process::Signal;
 use support::engines::Engines;
-use support::{Balancer, PATIENCE, Process, accepted, folder, hand_in, reparto, wait_until};
+use support::{Balancer, PATIENCE, Process, accepted, folder, hand_in, reparto, wait_for, wait_until};
 
 /// A balancer's command with these stores, not started yet.
 fn command(engines: &Engines, flags: &[&str]) -> Command {
@@ -100,7 +100,7 @@ fn a_standby_takes_over_from_a_killed_leader_and_gives_out_all_that_it_accepted(
     let first: Vec<TaskId> = replies[..1000].iter().map(accepted).collect();
     leader.process.kill();
     standby.line_after("ready clients=");
-    assert!(standby.stderr().contains("leads now"), "{}", standby.stderr());
+    wait_until("it says that it leads", || standby.stderr().contains("leads now"));
     let mut tasks: Vec<(usize, TaskId)> = first.into_iter().enumerate().collect();
     for (number, reply) in replies.iter().enumerate().skip(1000) {
         match reply.wait_timeout(PATIENCE).expect("an answer") {
@@ -120,7 +120,7 @@ fn an_engine_comes_back_where_it_was_though_somebody_has_its_port_for_a_moment()
     let (_, port) = engines.postgres_url().rsplit_once(':').unwrap();
     let port: u16 = port.split('/').next().unwrap().parse().unwrap();
     // As a process that was killed may have, until all of it is gone.
-    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let taken = wait_for("the port is free", || TcpListener::bind(("127.0.0.1", port)).ok());
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(2));
         drop(taken);

@@ -5,7 +5,7 @@
 mod support;
 
 use rustix::process::Signal;
-use support::{Balancer, Process, wait_for, wait_until};
+use support::{Balancer, Process, folder, wait_for, wait_until};
 
 /// Longer than any test waits: a balancer that ends in a test has not waited for its grace to pass.
 const LONG_GRACE: &str = "1h";
@@ -24,14 +24,19 @@ fn an_idle_balancer_stops_at_once_whoever_is_connected() {
 #[test]
 fn under_load_running_tasks_end_and_waiting_ones_are_answered_shutting_down() {
     let balancer = Balancer::start_with(&["--grace", LONG_GRACE]);
-    let _worker = balancer.worker("one");
-    let submit = balancer.submitting(["sleep", "--lines", "-", "--json"]);
-    submit.write("200\n".repeat(60));
+    let go = folder().join("go");
+    let hold = format!("hold=while [ ! -e '{}' ]; do sleep 0.01; done; cat", go.display());
+    let _worker = balancer.worker_with(&["--id", "one", "--threads", "2", "--exec", &hold]);
+    let submit = balancer.submitting(["hold", "--lines", "-", "--json"]);
+    submit.write("x\n".repeat(60));
     let before = wait_for("work is under way, and more waits", || {
         let totals = balancer.status().totals;
-        (totals.submitted == 60 && totals.done >= 2 && totals.running >= 2).then_some(totals)
+        (totals.submitted == 60 && totals.running >= 2).then_some(totals)
     });
     balancer.process.signal(Signal::TERM);
+    // Nobody new is taken any more, which shows that the signal has been seen.
+    wait_until("it stops", || std::net::TcpStream::connect(&balancer.clients).is_err());
+    std::fs::write(&go, "").unwrap();
     balancer.process.end().success();
     let ended = submit.end();
     let records = ended.records();

@@ -277,8 +277,11 @@ fn a_delayed_task_waits_for_its_time_also_over_a_restart() {
     let never = submit_accepted(&mut client, 1, far, b"far");
     let soon = TaskOptions { delay_ms: Some(300), ..BACKGROUND };
     let task = submit_accepted(&mut client, 2, soon, b"soon");
-    ask(&mut client, 3, task, 0);
+    ask(&mut client, 3, never, 0);
     assert_eq!(state(&mut client, 3).0, TaskState::Scheduled);
+    // This one may be due by now.
+    ask(&mut client, 4, task, 0);
+    assert!(matches!(state(&mut client, 4).0, TaskState::Scheduled | TaskState::Queued));
     let served = restart(served, folder.path());
     let _worker = echo_worker(&served, "w");
     let mut client = Wire::client(&served);

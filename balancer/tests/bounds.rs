@@ -11,7 +11,9 @@ use bytes::BytesMut;
 use reparto_balancer::Settings;
 use reparto_balancer::reactor::raise_open_files_limit;
 use reparto_protocol::{FrameType, Message, Ping, Role, Status, limits};
-use support::{Served, Wire, done, echo_worker, hello, serve, settings, task, wait_until};
+use support::{
+    Served, Wire, done, echo_worker, has_something_to_read, hello, serve, settings, task, wait_until,
+};
 
 /// Bounds so small that a test can reach them.
 fn tight() -> Settings {
@@ -31,7 +33,7 @@ fn encoded(message: &Message<'_>) -> Vec<u8> {
 
 #[test]
 fn half_a_frame_and_silence_ends() {
-    let served = serve(Settings { frame_timeout: Duration::from_secs(1), ..settings() });
+    let served = serve(Settings { frame_timeout: Duration::from_secs(5), ..settings() });
     let _worker = echo_worker(&served, "w1");
     let mut healthy = Wire::client(&served);
     let half = encoded(&task(1, &[1; 1000]));
@@ -59,14 +61,6 @@ fn a_frame_that_comes_byte_by_byte_within_its_time_is_taken() {
     }
     assert_eq!(client.expect(FrameType::Result).as_frame().payload, b"slowly");
     served.stop();
-}
-
-/// Whether something has come that was not read, or the end.
-fn has_something_to_read(wire: &Wire) -> bool {
-    wire.stream.set_nonblocking(true).unwrap();
-    let seen = wire.stream.peek(&mut [0]);
-    wire.stream.set_nonblocking(false).unwrap();
-    !seen.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 #[test]
@@ -205,7 +199,7 @@ fn a_client_that_never_reads_is_no_longer_read_from_and_others_are_served() {
 #[test]
 fn a_client_that_never_reads_is_closed_when_its_time_is_up() {
     let served =
-        serve(Settings { write_timeout: Duration::from_secs(1), output_hard_bytes: 512 << 20, ..tight() });
+        serve(Settings { write_timeout: Duration::from_secs(3), output_hard_bytes: 512 << 20, ..tight() });
     let _worker = echo_worker(&served, "w1");
     let mut healthy = Wire::client(&served);
     let mut deaf = Deaf::new(&served);
@@ -271,7 +265,7 @@ fn a_client_that_reads_late_gets_everything() {
 
 #[test]
 fn a_worker_that_never_reads_holds_nobody_else_up() {
-    let served = serve(Settings { write_timeout: Duration::from_secs(2), ..settings() });
+    let served = serve(Settings { write_timeout: Duration::from_secs(15), ..settings() });
     let deaf = Wire::worker(&served, "deaf", 1000);
     let mut client = Wire::client(&served);
     let tasks = 300;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use reparto_protocol::{FrameType, Message, Task, TaskOptions};
-use support::{PATIENCE, Served, Wire, echo_worker, serve, settings, wait_until};
+use support::{PATIENCE, Served, Wire, echo_worker, has_something_to_read, serve, settings, wait_until};
 
 const CAN_DO: u32 = 1;
 const CAN_DO_TIMEOUT: u32 = 23;
@@ -545,11 +545,24 @@ fn a_native_task_with_a_deadline_is_answered_though_its_gearman_worker_is_not_do
     let served = serve(settings());
     let mut worker = Peer::worker(&served, &["echo"]);
     let mut client = Wire::client(&served);
-    let options = TaskOptions { deadline_ms: Some(100), ..TaskOptions::default() };
-    client.send(&Message::Task(Task { id: 1, action: "echo", options, payload: b"x" }));
-    let (handle, ..) = worker.next_job().unwrap();
+    // A task that has expired before its worker got it is handed in again, with more time.
+    let handle = (0..9).find_map(|doublings| {
+        let options = TaskOptions { deadline_ms: Some(100 << doublings), ..TaskOptions::default() };
+        client.send(&Message::Task(Task { id: 1, action: "echo", options, payload: b"x" }));
+        loop {
+            worker.send(GRAB_JOB, b"");
+            match worker.receive().unwrap() {
+                (JOB_ASSIGN, data) => break data.split(|byte| *byte == 0).next().map(<[u8]>::to_vec),
+                (NO_JOB, _) if has_something_to_read(&client) => {
+                    assert_eq!(client.expect_error().1, "expired");
+                    break None;
+                }
+                (kind, _) => assert_eq!(kind, NO_JOB),
+            }
+        }
+    });
     assert_eq!(client.expect_error().1, "expired");
-    worker.complete(&handle, b"late");
+    worker.complete(&handle.unwrap(), b"late");
     client.send(&support::task(2, b"y"));
     let (handle, ..) = worker.next_job().unwrap();
     worker.complete(&handle, b"in time");

@@ -221,11 +221,13 @@ impl Process {
     /// Waits for a line of standard output that begins with `start`, and gives what follows.
     pub fn line_after(&mut self, start: &str) -> String {
         wait_for(&format!("{} says '{start}'", self.name), || {
+            // Looked at first: a process that is over says no more once all that it has said is read.
+            let code = self.child.try_wait().unwrap();
+            let is_over = code.is_some() && self.stdout.reader.is_finished();
             let said = self.stdout();
             let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
             let found = whole.lines().find_map(|line| line.strip_prefix(start)).map(str::to_owned);
-            let (code, stderr) = (self.child.try_wait().unwrap(), self.stderr.text());
-            assert!(found.is_some() || code.is_none(), "{} ended with {code:?}: {stderr}", self.name);
+            assert!(found.is_some() || !is_over, "{} ended with {code:?}: {}", self.name, self.stderr.text());
             found
         })
     }
@@ -361,7 +363,8 @@ impl Balancer {
 
     /// What it is doing.
     pub fn status(&self) -> Status {
-        Client::connect([self.clients.clone()]).unwrap().status().unwrap()
+        let client = Client::builder().balancer(self.clients.clone()).connect_timeout(PATIENCE).connect();
+        client.unwrap().status().unwrap()
     }
 
     /// What one of its workers is doing; `None` when it has no such worker.

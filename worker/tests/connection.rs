@@ -227,7 +227,7 @@ fn a_balancer_that_falls_silent_is_lost() {
 fn a_balancer_that_answers_pings_is_kept_while_it_only_reads() {
     let mut balancer = Balancer::start();
     balancer.welcome.heartbeat_ms = 100;
-    balancer.welcome.silence_ms = 5_000;
+    balancer.welcome.silence_ms = 12_000;
     let stop = Arc::new(AtomicBool::new(false));
     let _worker = Running::start(balancer.worker().action("chatter", {
         let stop = Arc::clone(&stop);
@@ -243,7 +243,7 @@ fn a_balancer_that_answers_pings_is_kept_while_it_only_reads() {
     let mut connection = balancer.accept();
     connection.assign(1, "chatter", "");
     let (mut pings, began) = (0, Instant::now());
-    while pings < 2 || began.elapsed() < Duration::from_secs(6) {
+    while pings < 2 || began.elapsed() < Duration::from_secs(13) {
         let frame = connection.next();
         if let Message::Ping(Ping { id }) = Message::decode(&frame.as_frame()).unwrap() {
             connection.send(&Message::Pong(reparto_protocol::Pong { id }));

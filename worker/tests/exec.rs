@@ -128,9 +128,9 @@ fn a_time_out_ends_the_command_and_all_that_it_started() {
          while ! [ -e {0} ]; do sleep 0.01; done; echo started >&2; sleep 600",
         file.display()
     );
-    let exec = Exec::new(command).timeout(Some(Duration::from_secs(8)));
+    let exec = Exec::new(command).timeout(Some(Duration::from_secs(12)));
     let message = sentence(exec.run(&Task::detached("hang", "")));
-    assert!(message.starts_with("the command did not end within 8 s and was stopped"), "{message}");
+    assert!(message.starts_with("the command did not end within 12 s and was stopped"), "{message}");
     let grandchild = pid_in(&file);
     wait_until("the grandchild is gone", || is_gone(grandchild));
 }
@@ -238,17 +238,23 @@ fn a_task_past_its_deadline_ends_its_command() {
     let exec = Exec::new("sleep 600");
     let _worker = Running::start(balancer.worker().action("hang", move |task: &Task| exec.run(task)));
     let mut connection = balancer.accept();
-    connection.send(&Message::AssignTask(AssignTask {
-        id: 1,
-        action: "hang",
-        attempt: 1,
-        deadline_ms: Some(500),
-        key: None,
-        task_id: None,
-        held: false,
-        payload: b"",
-    }));
-    let answer = connection.answer();
+    let answer = loop {
+        connection.send(&Message::AssignTask(AssignTask {
+            id: 1,
+            action: "hang",
+            attempt: 1,
+            deadline_ms: Some(500),
+            key: None,
+            task_id: None,
+            held: false,
+            payload: b"",
+        }));
+        let answer = connection.answer();
+        // The machine may have stood still before it began.
+        if answer.outcome != Outcome::NotRun {
+            break answer;
+        }
+    };
     assert_eq!(answer.outcome, Outcome::Failed);
     assert!(answer.message.starts_with("expired"), "{}", answer.message);
 }

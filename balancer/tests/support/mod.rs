@@ -37,10 +37,11 @@ pub fn reactors() -> usize {
     }
 }
 
-/// Settings for tests: any ports, and no patience with those who linger.
+/// Settings for tests: any ports, no patience with those who linger, and all of it with those who stand still for a while,
+/// who are neither asked whether they are there nor lost.
 pub fn settings() -> Settings {
     let any_port = ([127, 0, 0, 1], 0).into();
-    Settings {
+    let mut settings = Settings {
         clients: any_port,
         workers: any_port,
         lines: vec![any_port],
@@ -49,7 +50,10 @@ pub fn settings() -> Settings {
         grace: Duration::from_millis(200),
         linger: Duration::from_millis(500),
         ..Settings::default()
-    }
+    };
+    settings.scheduler.heartbeat = 10 * PATIENCE;
+    settings.scheduler.silence = 20 * PATIENCE;
+    settings
 }
 
 pub fn serve(settings: Settings) -> Served {
@@ -237,6 +241,14 @@ pub fn echo_worker(served: &Served, id: &str) -> JoinHandle<u64> {
         }
         count
     })
+}
+
+/// Whether something has come that was not read, or the end.
+pub fn has_something_to_read(wire: &Wire) -> bool {
+    wire.stream.set_nonblocking(true).unwrap();
+    let seen = wire.stream.peek(&mut [0]);
+    wire.stream.set_nonblocking(false).unwrap();
+    !seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Asks again until it is so.

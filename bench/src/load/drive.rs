@@ -55,7 +55,10 @@ impl<'a> Connection<'a> {
     pub(super) fn closed(&self) -> Outcome {
         let window = self.run.options.window as u64;
         let (mut in_flight, mut batch) = (0, Vec::new());
-        while !self.time_is_over() {
+        let mut has_begun = false;
+        // Something is handed in also by a thread that got no processor until the time was over.
+        while !self.time_is_over() || !(has_begun || self.run.is_over()) {
+            has_begun = true;
             while in_flight < window {
                 match self.hand_in(self.now_ns()) {
                     HandedIn::Yes => in_flight += 1,

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reparto_protocol::{
-    Ack, AssignTask, Cancel, ErrorCode, ErrorMessage, FrameStream, GoAway, Message, Outcome, OwnedFrame,
-    Ping, Welcome, limits,
+    Ack, AssignTask, Cancel, ErrorCode, ErrorMessage, FrameStream, FrameType, GoAway, Message, Outcome,
+    OwnedFrame, Ping, Welcome, limits,
 };
 use reparto_worker::{Task, Worker, WorkerBuilder, WorkerHandle};
 
@@ -155,7 +155,13 @@ impl Connection {
     }
 
     pub fn registration(&mut self) -> Registered {
-        let frame = self.next();
+        // With a short heartbeat a worker may ask whether anybody is there before it registers.
+        let frame = loop {
+            let frame = self.next();
+            if frame.as_frame().kind != FrameType::Ping {
+                break frame;
+            }
+        };
         match Message::decode(&frame.as_frame()).unwrap() {
             Message::Register(register) => Registered {
                 request: register.id,

@@ -25,6 +25,11 @@ fn quick() -> ShareSettings {
     }
 }
 
+/// A lease that no test outlives.
+fn long() -> ShareSettings {
+    ShareSettings { lease: Duration::from_secs(3600), ..quick() }
+}
+
 fn join(schema: &Schema, settings: &ShareSettings) -> SharedPostgresStore {
     SharedPostgresStore::join(&schema.url(), settings, |_| {}, || true).unwrap().unwrap()
 }
@@ -199,15 +204,23 @@ fn what_a_balancer_held_is_freed_once_its_lease_has_run_out_and_it_goes_on_ownin
 #[test]
 fn a_balancer_with_work_or_without_keeps_its_lease() {
     let schema = Schema::new();
-    let (mut first, mut second) = (join(&schema, &quick()), join(&schema, &quick()));
+    let (mut first, mut second) = (join(&schema, &long()), join(&schema, &long()));
+    // As one that has been in touch for so long that it may give others up.
+    second.in_touch_since = Instant::now().checked_sub(long().lease);
     let id = accept(&mut first);
     claim(&mut first, id).unwrap();
-    let (since, number) = (Instant::now(), first.id());
-    while since.elapsed() < Duration::from_millis(1200) {
-        first.upkeep().unwrap();
+    let (number, mut client) = (first.id(), schema.client());
+    for with_work in [false, true] {
+        let is_over = "UPDATE balancers SET lease_until = now() - interval '1 second' WHERE id = $1";
+        client.execute(is_over, &[&number]).unwrap();
+        first.renewed_at = Instant::now().checked_sub(long().lease).unwrap();
+        if with_work {
+            one(&mut first, Operation::Start { id });
+        } else {
+            first.upkeep().unwrap();
+        }
         let swept = one(&mut second, Operation::Sweep { now: wall_clock(), limit: 100 });
         assert!(matches!(&swept, Answer::Swept { to_publish, .. } if to_publish.is_empty()), "{swept:?}");
-        thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(first.id(), number);
     assert_eq!(one(&mut first, done(id)), Answer::Recorded);
@@ -216,8 +229,7 @@ fn a_balancer_with_work_or_without_keeps_its_lease() {
 #[test]
 fn after_the_database_was_away_nobody_is_given_up_before_he_could_renew_his_lease() {
     let schema = Schema::new();
-    let settings = ShareSettings { lease: Duration::from_secs(2), ..quick() };
-    let (mut first, mut second) = (join(&schema, &settings), join(&schema, &settings));
+    let (mut first, mut second) = (join(&schema, &long()), join(&schema, &long()));
     let id = accept(&mut first);
     claim(&mut first, id).unwrap();
     schema.client().batch_execute("UPDATE balancers SET lease_until = now() - interval '1 minute'").unwrap();
@@ -255,8 +267,7 @@ fn running_tasks_of_a_dead_balancer_are_left_to_workers_that_name_them() {
 #[test]
 fn a_balancer_that_ends_leaves_what_it_holds_at_once() {
     let schema = Schema::new();
-    let long = ShareSettings { lease: Duration::from_secs(3600), ..quick() };
-    let (mut first, mut second) = (join(&schema, &long), join(&schema, &long));
+    let (mut first, mut second) = (join(&schema, &long()), join(&schema, &long()));
     let id = accept(&mut first);
     claim(&mut first, id).unwrap();
     Box::new(first).close().unwrap();
@@ -266,17 +277,19 @@ fn a_balancer_that_ends_leaves_what_it_holds_at_once() {
 #[test]
 fn what_is_due_is_to_be_published_by_one_balancer() {
     let schema = Schema::new();
-    let (mut first, mut second) = (join(&schema, &quick()), join(&schema, &ShareSettings::default()));
+    let (mut first, mut second) = (join(&schema, &long()), join(&schema, &long()));
     let mut task = NewTask::new(TaskIds::new().next(NOW), "upper", "hola", NOW);
-    (task.due_at, task.priority) = (Some(wall_clock() + 300_000), 9);
+    let due = wall_clock() + 60_000_000;
+    (task.due_at, task.priority) = (Some(due), 9);
     let id = task.id;
     one(&mut first, Operation::Accept(task));
     assert_eq!(claim(&mut second, id), None, "it is not due");
     let swept = one(&mut second, Operation::Sweep { now: wall_clock(), limit: 100 });
     assert!(matches!(swept, Answer::Swept { next_due: Some(_), .. }), "{swept:?}");
-    let found = sweep(&mut second);
-    assert_eq!(found, [ToPublish { id, action: "upper".into(), priority: 9 }]);
-    let swept = one(&mut first, Operation::Sweep { now: wall_clock(), limit: 100 });
+    let swept = one(&mut second, Operation::Sweep { now: due, limit: 100 });
+    let wanted = [ToPublish { id, action: "upper".into(), priority: 9 }];
+    assert!(matches!(&swept, Answer::Swept { to_publish, .. } if *to_publish == wanted), "{swept:?}");
+    let swept = one(&mut first, Operation::Sweep { now: due, limit: 100 });
     assert!(matches!(&swept, Answer::Swept { to_publish, .. } if to_publish.is_empty()), "{swept:?}");
     claim(&mut first, id).unwrap();
 }
@@ -297,21 +310,24 @@ fn a_task_that_nobody_claims_expires_at_its_deadline() {
 #[test]
 fn a_task_whose_message_is_lost_is_published_again_and_then_ever_more_seldom() {
     let schema = Schema::new();
-    let settings = ShareSettings { publish_again: Duration::from_millis(200), ..ShareSettings::default() };
+    let settings = ShareSettings { publish_again: Duration::from_secs(30), ..long() };
     let mut store = join(&schema, &settings);
     let id = accept(&mut store);
-    let mut gaps = Vec::new();
-    for _ in 0..3 {
-        let since = Instant::now();
-        assert_eq!(sweep(&mut store)[0].id, id);
-        gaps.push(since.elapsed());
-    }
-    assert!(gaps[2] > Duration::from_millis(350), "{gaps:?}");
+    let made = store.reader().unwrap().fetch(id).unwrap().unwrap().task.created_at;
+    let is_published = |store: &mut SharedPostgresStore, second: i64| {
+        // Each is a walk of its own.
+        store.sweeping = Sweeping::new();
+        match one(store, Operation::Sweep { now: made + second * 1_000_000, limit: 100 }) {
+            Answer::Swept { to_publish, .. } => !to_publish.is_empty(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let seconds = [29, 31, 61, 63, 125, 127].into_iter();
+    let found: Vec<i64> = seconds.filter(|second| is_published(&mut store, *second)).collect();
+    assert_eq!(found, [31, 63, 127]);
     // One that is held is not.
     claim(&mut store, id).unwrap();
-    thread::sleep(Duration::from_millis(900));
-    let swept = one(&mut store, Operation::Sweep { now: wall_clock(), limit: 100 });
-    assert!(matches!(&swept, Answer::Swept { to_publish, .. } if to_publish.is_empty()), "{swept:?}");
+    assert!(!is_published(&mut store, 100_000));
 }
 
 #[test]
@@ -503,8 +519,7 @@ fn owed(store: &mut SharedPostgresStore) -> Vec<TaskId> {
 #[test]
 fn an_outcome_that_is_owed_is_told_by_whoever_recorded_it_and_by_another_once_that_one_is_gone() {
     let schema = Schema::new();
-    let (mut first, mut second) =
-        (join(&schema, &ShareSettings::default()), join(&schema, &ShareSettings::default()));
+    let (mut first, mut second) = (join(&schema, &long()), join(&schema, &long()));
     let mut ids = TaskIds::new();
     let mut accept = |store: &mut SharedPostgresStore| {
         let id = ids.next(NOW);
@@ -520,9 +535,9 @@ fn an_outcome_that_is_owed_is_told_by_whoever_recorded_it_and_by_another_once_th
     );
     // Not while it is open.
     assert_eq!(owed(&mut second), []);
-    let outcome = Outcome::done(done, 1, wall_clock(), "y");
+    // That one is alive, and tells it; it did so a moment ago, however long this test takes.
+    let outcome = Outcome::done(done, 1, wall_clock() + 3_600_000_000, "y");
     assert_eq!(one(&mut first, Operation::Finish(outcome)), Answer::Recorded);
-    // That one is alive, and tells it.
     assert_eq!(owed(&mut second), []);
     let failure = Failure::new(reparto_protocol::ErrorCode::Cancelled, "cancelled");
     let outcome = Outcome::without_result(cancelled, TaskState::Cancelled, 0, wall_clock(), failure);
