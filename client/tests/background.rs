@@ -21,7 +21,8 @@ const ID: [u8; 16] = [7; 16];
 const SECOND: Duration = Duration::from_secs(1);
 
 fn connect(balancer: &FakeBalancer) -> Client {
-    Client::builder().balancer(&balancer.address[..]).reconnect_for(PATIENCE).connect().unwrap()
+    let client = Client::builder().balancer(&balancer.address[..]).reconnect_for(PATIENCE);
+    client.connect_timeout(PATIENCE).connect().unwrap()
 }
 
 /// A balancer with a store that hands every frame to `answer`.

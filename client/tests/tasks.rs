@@ -19,7 +19,7 @@ use support::{FakeBalancer, PATIENCE, Peer};
 mod support;
 
 fn connect(balancer: &FakeBalancer) -> Client {
-    Client::connect([&balancer.address[..]]).unwrap()
+    Client::builder().balancer(&balancer.address[..]).connect_timeout(PATIENCE).connect().unwrap()
 }
 
 #[test]
