@@ -21,8 +21,7 @@ const ID: [u8; 16] = [7; 16];
 const SECOND: Duration = Duration::from_secs(1);
 
 fn connect(balancer: &FakeBalancer) -> Client {
-    let client = Client::builder().balancer(&balancer.address[..]).reconnect_for(PATIENCE);
-    client.connect_timeout(PATIENCE).connect().unwrap()
+    support::client().balancer(&balancer.address[..]).reconnect_for(PATIENCE).connect().unwrap()
 }
 
 /// A balancer with a store that hands every frame to `answer`.
@@ -396,7 +395,7 @@ fn a_background_task_that_was_sent_and_is_too_late_to_be_sent_again_is_in_doubt_
         (address, connection)
     };
     let client = std::thread::spawn(move || {
-        Client::builder().balancer(address).reconnect_for(PATIENCE).connect().unwrap()
+        support::client().balancer(address).reconnect_for(PATIENCE).connect().unwrap()
     });
     let mut peer = Peer::new(connection.join().unwrap());
     peer.welcome_with_store();

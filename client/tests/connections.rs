@@ -15,10 +15,9 @@ use support::{FakeBalancer, PATIENCE, nobody};
 mod support;
 
 fn builder(balancers: &[&FakeBalancer]) -> ClientBuilder {
-    Client::builder()
+    support::client()
         .balancers(balancers.iter().map(|balancer| &balancer.address[..]))
         .reconnect_for(PATIENCE)
-        .connect_timeout(PATIENCE)
 }
 
 /// Takes a task on the first connection and closes it without an answer; echoes on every further one.
@@ -229,7 +228,7 @@ fn vanishing() -> (String, mpsc::Sender<()>) {
 #[test]
 fn without_a_balancer_what_waits_ends_with_every_address_named() {
     let (address, vanish) = vanishing();
-    let client = Client::builder().balancer(&address[..]).reconnect_for(Duration::ZERO).connect().unwrap();
+    let client = support::client().balancer(&address[..]).reconnect_for(Duration::ZERO).connect().unwrap();
     vanish.send(()).unwrap();
     wait_until(|| !client.is_connected());
     let failure = client.task("echo").safe_to_repeat(true).submit().unwrap().wait().unwrap_err();
@@ -242,7 +241,7 @@ fn without_a_balancer_what_waits_ends_with_every_address_named() {
 #[test]
 fn a_task_that_waits_for_a_connection_can_be_cancelled_and_can_expire() {
     let (address, vanish) = vanishing();
-    let client = Client::builder().balancer(address).reconnect_for(PATIENCE).connect().unwrap();
+    let client = support::client().balancer(address).reconnect_for(PATIENCE).connect().unwrap();
     vanish.send(()).unwrap();
     wait_until(|| !client.is_connected());
     let stays = client.submit("echo", "").unwrap();

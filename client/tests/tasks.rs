@@ -19,7 +19,7 @@ use support::{FakeBalancer, PATIENCE, Peer};
 mod support;
 
 fn connect(balancer: &FakeBalancer) -> Client {
-    Client::builder().balancer(&balancer.address[..]).connect_timeout(PATIENCE).connect().unwrap()
+    support::client().balancer(&balancer.address[..]).connect().unwrap()
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn held_echo(gate: mpsc::Receiver<()>) -> FakeBalancer {
 fn at_the_bound_try_submit_refuses_and_submit_waits_for_room() {
     let (open, gate) = mpsc::channel();
     let balancer = held_echo(gate);
-    let client = Client::builder().balancer(&balancer.address[..]).max_in_flight(2).connect().unwrap();
+    let client = support::client().balancer(&balancer.address[..]).max_in_flight(2).connect().unwrap();
     let (one, two) = (client.submit("echo", "1").unwrap(), client.submit("echo", "2").unwrap());
     assert!(matches!(client.task("echo").payload("3").try_submit(), Err(ClientError::Full { limit: 2, .. })));
     let (started, has_started) = mpsc::channel();
@@ -291,7 +291,7 @@ fn a_peer_that_does_not_read_fills_the_buffer_only_to_its_bound() {
         let _ = closed.lock().unwrap().recv_timeout(PATIENCE);
     });
     let client =
-        Client::builder().balancer(&balancer.address[..]).max_buffered_bytes(1 << 20).connect().unwrap();
+        support::client().balancer(&balancer.address[..]).max_buffered_bytes(1 << 20).connect().unwrap();
     let mut taken = 0;
     let error = loop {
         match client.task("echo").payload(vec![0; 100_000]).try_submit() {

@@ -344,4 +344,19 @@ mod tests {
         net.hurry(true);
         assert!(!is_due(&mut net), "nothing is left to be written");
     }
+
+    #[test]
+    fn what_may_wait_is_written_into_a_buffer_that_is_there_already_each_time() {
+        let (mut net, peer, _door) = net_with_one();
+        net.spare.push(bytes::BytesMut::with_capacity(10_000));
+        for _ in 0..3 {
+            // It stands among those that wait from the first time on, though what waited then was written.
+            net.append_patiently(peer, |connection| connection.output.buffer().extend_from_slice(b"some"));
+            assert!(net.spare.is_empty(), "the buffer is lent");
+            let connection = net.connections.get_mut(peer).expect("it is there");
+            connection.output.advance(4);
+            net.spare.extend(connection.output.take_buffer());
+        }
+        assert!(net.spare[0].capacity() >= 9_000);
+    }
 }

@@ -366,22 +366,4 @@ mod tests {
         assert_eq!(net.ready, [peers[1], peers[2], peers[0], peers[3], peers[4]]);
         assert!(net.put_off.is_empty() && net.ready_workers.is_empty());
     }
-
-    #[test]
-    fn what_may_wait_is_written_into_a_buffer_that_is_there_already_each_time() {
-        let address = ([127, 0, 0, 1], 1).into();
-        let mut net = Net::new(Poll::new().expect("a poll"), (address, address), Settings::default(), None);
-        let (connection, _listener) = super::super::connection::tests::client();
-        let peer = net.connections.insert(connection);
-        net.spare.push(BytesMut::with_capacity(10_000));
-        for _ in 0..3 {
-            // It stands among those that wait from the first time on, though what waited then was written.
-            net.append_patiently(peer, |connection| connection.output.buffer().extend_from_slice(b"some"));
-            assert!(net.spare.is_empty(), "the buffer is lent");
-            let connection = net.connections.get_mut(peer).expect("it is there");
-            connection.output.advance(4);
-            net.spare.extend(connection.output.take_buffer());
-        }
-        assert!(net.spare[0].capacity() >= 9_000);
-    }
 }

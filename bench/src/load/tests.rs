@@ -135,9 +135,10 @@ fn tasks_that_fail_are_counted_by_code() {
 fn tasks_without_an_answer_are_told_and_count_with_the_time_they_were_waited_for() {
     let place = Place::start();
     let drain = Duration::from_millis(200);
-    let report = run(&Options { window: 4, drain, ..place.options("never", "") }).unwrap();
-    assert!((1..=4).contains(&report.tasks) && report.done == 0, "{report:?}");
-    assert_eq!(report.unanswered, report.tasks);
+    // Time enough to hand in all four, whatever the machine does.
+    let duration = Duration::from_secs(3);
+    let report = run(&Options { window: 4, drain, duration, ..place.options("never", "") }).unwrap();
+    assert_eq!((report.tasks, report.done, report.unanswered), (4, 0, 4));
     assert!(report.p50_us > 190_000.0, "{}", report.p50_us);
 
     let drain = Duration::from_secs(3);

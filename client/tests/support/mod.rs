@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use reparto_client::ErrorCode;
+use reparto_client::{Client, ClientBuilder, ErrorCode};
 use reparto_protocol::{
     Accepted, ErrorMessage, FrameStream, FrameType, Message, OwnedFrame, Progress, TaskDone, TaskStanding,
     TaskState, Welcome, limits,
@@ -17,6 +17,11 @@ use reparto_protocol::{
 
 /// Long enough for any machine; reached only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A client that has as long to be welcomed as a test waits.
+pub(crate) fn client() -> ClientBuilder {
+    Client::builder().connect_timeout(PATIENCE)
+}
 
 pub(crate) struct FakeBalancer {
     pub(crate) address: String,

@@ -25,8 +25,9 @@ use super::{Properties, Queue, QueueKind, Shared};
 const CONNECT_MS: &str = "5000";
 /// The heartbeat asked for, in seconds.
 const HEARTBEAT: &str = "5";
-/// So often must a look find that we are refused before that is believed, and so long is waited in between.
+/// So often must a look find that we are refused before that is believed.
 const REFUSALS: u32 = 3;
+/// Pause between two such looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// The first wait after a connection was lost or could not be had; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
