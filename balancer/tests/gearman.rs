@@ -10,7 +10,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reparto_protocol::{FrameType, Message, Task, TaskOptions};
 use support::{PATIENCE, Served, Wire, echo_worker, has_something_to_read, serve, settings, wait_until};
@@ -626,11 +626,17 @@ fn tasks_to_which_native_clients_have_given_one_number_are_told_apart_by_their_w
 #[test]
 fn a_client_that_closes_its_connection_with_its_job_has_heard_that_it_was_taken() {
     let served = serve(settings());
-    let mut client = Peer::connect(&served);
-    client.send(ECHO_REQ, b"there?");
-    client.expect(ECHO_RES);
-    client.send(SUBMIT_JOB, &job("echo", "", b"x"));
-    client.0.shutdown(Shutdown::Write).unwrap();
-    client.expect(JOB_CREATED);
+    for round in 0..500 {
+        let mut client = Peer::connect(&served);
+        client.send(ECHO_REQ, b"there?");
+        client.expect(ECHO_RES);
+        client.send(SUBMIT_JOB, &job("echo", "", b"x"));
+        // Together with its job, and up to 50 us after it.
+        let sent = Instant::now();
+        while sent.elapsed() < Duration::from_nanos(100 * round) {}
+        client.0.shutdown(Shutdown::Write).unwrap();
+        client.expect(JOB_CREATED);
+        assert_eq!(client.receive(), None);
+    }
     served.stop();
 }

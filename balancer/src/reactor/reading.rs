@@ -142,7 +142,15 @@ impl<D: Decider> Reactor<D> {
             return;
         }
         let rest = if connection.open() { connection.session.half_close() } else { None };
-        let Some(rest) = rest else { return self.lost(peer, "closed by the peer") };
+        let Some(rest) = rest else {
+            // The peer may be reading still, and has an answer that waited for more to go with it.
+            if connection.open()
+                && let Ok((written, _)) = connection.flush(self.net.now)
+            {
+                self.net.output_bytes -= written;
+            }
+            return self.lost(peer, "closed by the peer");
+        };
         connection.input_over = true;
         if !connection.input.is_empty() {
             self.take_in(peer, &Bytes::from_static(rest));
