@@ -102,7 +102,7 @@ struct Sizes {
     payloads: &'static [usize],
     /// How long each load runs.
     duration: Duration,
-    /// Rounds of which the median is taken, for decisions.
+    /// Batches of which the median is taken, for decisions, at least.
     rounds: usize,
 }
 
@@ -114,7 +114,7 @@ const FULL: Sizes = Sizes {
     idle: &[10, 100, 1_000, 10_000, 20_000],
     payloads: &[0, 64, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20],
     duration: Duration::from_secs(3),
-    rounds: 201,
+    rounds: 303,
 };
 
 const QUICK: Sizes = Sizes {
