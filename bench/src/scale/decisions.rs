@@ -32,18 +32,12 @@ pub(super) fn choices(sizes: &Sizes, stop: &AtomicBool) -> Vec<ChoiceRow> {
             sizes.choices.iter().map(|workers| SchedulerRig::new(policy, *workers, BATCH)).collect();
         let mut submits = vec![Vec::new(); rigs.len()];
         let mut steps = vec![Vec::new(); rigs.len()];
-        for _ in 0..sizes.rounds.div_ceil(BATCHES_A_TURN) {
+        for _ in 0..sizes.batches.div_ceil(BATCHES_A_TURN) {
             if stop.load(Ordering::Relaxed) {
                 return rows;
             }
             for (place, rig) in rigs.iter_mut().enumerate() {
-                for _ in 0..BATCHES_A_TURN {
-                    submits[place].push(time(|| rig.submit()));
-                    while rig.held() > 0 {
-                        rig.finish();
-                    }
-                    steps[place].push(time(|| rig.step()));
-                }
+                time_turn(rig, &mut submits[place], &mut steps[place]);
             }
         }
         for (place, workers) in sizes.choices.iter().enumerate() {
@@ -58,6 +52,17 @@ pub(super) fn choices(sizes: &Sizes, stop: &AtomicBool) -> Vec<ChoiceRow> {
     rows
 }
 
+/// Times batches of submissions, and of tasks' whole ways.
+fn time_turn(rig: &mut SchedulerRig, submits: &mut Vec<f64>, steps: &mut Vec<f64>) {
+    for _ in 0..BATCHES_A_TURN {
+        submits.push(time(|| rig.submit()));
+        while rig.held() > 0 {
+            rig.finish();
+        }
+        steps.push(time(|| rig.step()));
+    }
+}
+
 /// Times submissions to longer and longer queues.
 pub(super) fn submits(sizes: &Sizes, stop: &AtomicBool) -> Vec<SubmitRow> {
     let mut rigs = Vec::new();
@@ -69,7 +74,7 @@ pub(super) fn submits(sizes: &Sizes, stop: &AtomicBool) -> Vec<SubmitRow> {
         rigs.push(rig);
     }
     let mut times = vec![Vec::new(); rigs.len()];
-    for _ in 0..sizes.rounds {
+    for _ in 0..sizes.batches {
         if stop.load(Ordering::Relaxed) {
             return Vec::new();
         }

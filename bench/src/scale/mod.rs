@@ -103,7 +103,7 @@ struct Sizes {
     /// How long each load runs.
     duration: Duration,
     /// Batches of which the median is taken, for decisions, at least.
-    rounds: usize,
+    batches: usize,
 }
 
 const FULL: Sizes = Sizes {
@@ -114,7 +114,7 @@ const FULL: Sizes = Sizes {
     idle: &[10, 100, 1_000, 10_000, 20_000],
     payloads: &[0, 64, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20],
     duration: Duration::from_secs(3),
-    rounds: 303,
+    batches: 303,
 };
 
 const QUICK: Sizes = Sizes {
@@ -125,7 +125,7 @@ const QUICK: Sizes = Sizes {
     idle: &[100, 5_000],
     payloads: &[0, 64, 64 << 10, 1 << 20, 8 << 20],
     duration: Duration::from_millis(700),
-    rounds: 51,
+    batches: 51,
 };
 
 /// Measures, and gives what it found. Blocks meanwhile: some two minutes in full.

@@ -47,7 +47,7 @@ const SMALL: Sizes = Sizes {
     idle: &[10, 50],
     payloads: &[0, 64, 100_000, 1 << 20],
     duration: Duration::from_millis(100),
-    rounds: 3,
+    batches: 3,
 };
 
 fn options() -> Options {
