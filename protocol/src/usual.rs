@@ -4,11 +4,11 @@
 //! The readers take a frame only where [`Frame::parse`](crate::Frame::parse) and [`Message::decode`](crate::Message::decode)
 //! would take it, and understand it alike; whatever else stands there, they leave to those.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 
 use crate::beginning::Beginning;
 use crate::field::{FIELD_HEADER_BYTES, Tag};
-use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, frame_rest, header};
+use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, frame_rest};
 use crate::limits;
 
 /// A TASK that has an action and nothing else.
@@ -193,6 +193,11 @@ impl<'a> Iterator for UsualResults<'a> {
     }
 }
 
+/// Type, flags and length of the fields as a header has them, of a frame without flags.
+fn kind_and_length(kind: FrameType, fields: &[u8]) -> u32 {
+    u32::from(kind as u8) << 24 | fields.len() as u32
+}
+
 /// Frames of one type without flags that have the same fields. Gives their ids and payloads.
 #[derive(Debug, Clone)]
 struct Alike<'a> {
@@ -208,7 +213,7 @@ struct Alike<'a> {
 impl<'a> Alike<'a> {
     #[inline]
     fn new(buffer: &'a [u8], at: usize, kind: FrameType, fields: &'a [u8], max_frame_bytes: u32) -> Self {
-        let kind = u32::from(kind as u8) << 24 | fields.len() as u32;
+        let kind = kind_and_length(kind, fields);
         let most = (max_frame_bytes as usize).saturating_sub(LENGTH_BYTES);
         Alike { buffer, at, kind, fields: Beginning::new(fields), most }
     }
@@ -254,8 +259,9 @@ impl<'a> Alike<'a> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct AlikeHeads {
-    /// A header and its fields, for no payload and the number 0.
-    head: Box<[u8]>,
+    /// Type, flags and length of the fields, as the header has them.
+    kind: u32,
+    fields: Box<[u8]>,
 }
 
 impl AlikeHeads {
@@ -265,28 +271,28 @@ impl AlikeHeads {
             return None;
         }
         let name_bytes = u8::try_from(action.len()).ok()?;
-        let fields_bytes = (FIELD_HEADER_BYTES + action.len()) as u16;
-        let fields = [Tag::Action as u8, 0, name_bytes].into_iter().chain(action.bytes());
-        let header = header((FrameType::AssignTask, 0, 0), fields_bytes, 0).to_be_bytes();
-        Some(AlikeHeads { head: header.into_iter().chain(fields).collect() })
+        let fields = [Tag::Action as u8, 0, name_bytes].into_iter().chain(action.bytes()).collect();
+        Some(AlikeHeads::of(FrameType::AssignTask, fields))
     }
 
     /// Heads of RESULTs.
     pub fn result() -> AlikeHeads {
-        AlikeHeads { head: Box::new(header((FrameType::Result, 0, 0), 0, 0).to_be_bytes()) }
+        AlikeHeads::of(FrameType::Result, Box::default())
+    }
+
+    fn of(kind: FrameType, fields: Box<[u8]>) -> AlikeHeads {
+        AlikeHeads { kind: kind_and_length(kind, &fields), fields }
     }
 
     /// Appends a header and its fields, for a payload of `payload_bytes` that follows by itself.
-    #[inline]
+    #[inline(always)]
     pub fn put(&self, id: u64, payload_bytes: usize, out: &mut BytesMut) {
-        let start = out.len();
-        // What was just put together in pieces the processor could not read as one for a while, so the number and the
-        // length are put in where all of it stands.
-        out.put_slice(&self.head);
-        if let Some(header) = out[start..].first_chunk_mut::<HEADER_BYTES>() {
-            let length = frame_rest(self.head.len(), payload_bytes);
-            header[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
-            header[HEADER_BYTES - 8..].copy_from_slice(&id.to_be_bytes());
+        let length = frame_rest(HEADER_BYTES + self.fields.len(), payload_bytes);
+        let first = u64::from(length) << 32 | u64::from(self.kind);
+        // As one number: what is put together in memory, in pieces, the processor could not read as one for a while.
+        out.extend_from_slice(&(u128::from(first) << 64 | u128::from(id)).to_be_bytes());
+        if !self.fields.is_empty() {
+            out.extend_from_slice(&self.fields);
         }
     }
 }

@@ -649,6 +649,37 @@ mod tests {
     }
 
     #[test]
+    fn what_a_worker_is_given_in_a_row_ends_where_its_place_is_lost_one_by_one() {
+        let mut random = fastrand::Rng::with_seed(11);
+        for seed in 0..2000 {
+            let policies = [Policy::RoundRobin, Policy::LeastLoaded, Policy::Weighted];
+            let mut bench = Bench::new(policies[random.usize(..3)], 1);
+            let threads = random.u32(1..5);
+            let worker = bench.join(threads, threads + random.u32(..300), 2, &[0]);
+            let row = &mut bench.workers[worker];
+            row.service_ns = random.bool().then(|| random.u64(..3000));
+            row.max_bytes = random.usize(1..4 << 20);
+            row.settle_room();
+            bench.choice.update(&mut bench.workers, &mut bench.actions, worker, Change::Other);
+            let bytes = random.usize(..100_000);
+            while bench.workers[worker].has_room() {
+                let row = &mut bench.workers[worker];
+                let (most, most_bytes) = row.in_a_row();
+                for given in 1.. {
+                    (row.in_flight, row.bytes) = (row.in_flight + 1, row.bytes + bytes);
+                    let is_over = given == most || row.bytes >= most_bytes;
+                    let keeps_its_place = row.stays.contains(&row.in_flight) && row.has_room();
+                    assert_eq!(is_over, !keeps_its_place, "world {seed}, {given} given to {row:?}");
+                    if is_over {
+                        break;
+                    }
+                }
+                bench.choice.update(&mut bench.workers, &mut bench.actions, worker, Change::Assigned);
+            }
+        }
+    }
+
+    #[test]
     fn round_robin_gives_each_worker_its_turn() {
         let mut bench = Bench::new(Policy::RoundRobin, 1);
         for _ in 0..3 {

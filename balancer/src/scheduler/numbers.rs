@@ -94,21 +94,30 @@ impl Numbers {
     /// Whether a number is not there, and has a place in the ring as it is.
     #[inline]
     pub(super) fn takes_at_once(&self, id: u64) -> bool {
-        let is_roomy = self.in_ring * 2 < self.ring.len() || self.ring.len() == MOST_PLACES;
-        is_roomy && self.others.is_empty() && self.ring.get(self.place(id)) == Some(&NONE)
+        self.is_roomy() && self.ring.get(self.place(id)) == Some(&NONE)
     }
 
-    /// Adds an entry with a number of which [`takes_at_once`](Self::takes_at_once) was said.
+    /// The place of a number that is not there, if it has one in the ring as it is. An entry must be put there.
     #[inline]
-    pub(super) fn put(&mut self, id: u64, entry: u32) {
+    pub(super) fn place_at_once(&mut self, id: u64) -> Option<&mut u32> {
+        if !self.is_roomy() {
+            return None;
+        }
         let place = self.place(id);
-        debug_assert!(self.takes_at_once(id));
-        self.ring[place] = entry;
+        let place = self.ring.get_mut(place).filter(|place| **place == NONE)?;
         self.in_ring += 1;
+        Some(place)
+    }
+
+    /// Whether a place in the ring that is empty may be taken.
+    #[inline]
+    fn is_roomy(&self) -> bool {
+        let is_short_enough = self.in_ring * 2 < self.ring.len() || self.ring.len() == MOST_PLACES;
+        is_short_enough && self.others.is_empty()
     }
 
     /// Takes an entry out, which has this number. Says whether it was there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn remove(
         &mut self,
         hasher: &FixedState,
@@ -126,15 +135,15 @@ impl Numbers {
                 }
                 true
             }
-            _ => {
-                let hash = hash_of_number(hasher, id);
-                self.others.remove(
-                    hash,
-                    |other| *other == entry,
-                    |entry| hash_of_number(hasher, id_of(*entry)),
-                )
-            }
+            _ => self.remove_other(hasher, id, entry, id_of),
         }
+    }
+
+    /// Takes an entry out that the ring has no place for.
+    #[cold]
+    fn remove_other(&mut self, hasher: &FixedState, id: u64, entry: u32, id_of: impl Fn(u32) -> u64) -> bool {
+        let hash = hash_of_number(hasher, id);
+        self.others.remove(hash, |other| *other == entry, |entry| hash_of_number(hasher, id_of(*entry)))
     }
 
     /// Some of the entries, at most this many; none only when there are none.

@@ -164,8 +164,9 @@ impl Scheduler {
         let flow = self.flows.flow_of(&mut row.queue, (client, index, limits::DEFAULT_PRIORITY));
         let peer = client_row.peer;
         let (blank, rows) = ((client, index, self.now), (&mut self.tasks, &mut self.payloads));
+        let mut tasks = std::iter::once(next).chain(tasks);
         let mut queued = QueuedUp {
-            taken: TakenIn::new((Some(next), tasks), blank, (most, most_bytes), rows, client_row),
+            taken: TakenIn::new(&mut tasks, blank, (most, most_bytes), rows, client_row),
             flow,
             flows: &mut self.flows,
             queue: &mut row.queue,

@@ -35,39 +35,17 @@ pub(super) type Handed<'p> = (u64, Payload<'p>);
 /// A result of a run.
 type Given<'a> = (AssignmentId, Payload<'a>);
 
-/// A result whose task has nothing about it that is out of the ordinary.
-#[derive(Debug, Clone, Copy)]
-struct Done<'a> {
-    assignment: AssignmentId,
-    payload: Payload<'a>,
-    client: u32,
-    id: u64,
-    action: u32,
-}
-
-/// The next of a worker's results, if its task is a usual one.
+/// The task of a worker's result, if there is nothing about it that is out of the ordinary.
 #[inline(always)]
-fn next_usual<'a>(
-    tasks: &Tasks,
-    worker: u32,
-    results: &mut impl Iterator<Item = Given<'a>>,
-) -> Result<Done<'a>, Went<Given<'a>>> {
-    let (assignment, payload) = results.next().ok_or(Went::Through)?;
-    let usual = tasks.get(assignment.task()).filter(|task| {
-        task.attempt_tag == assignment.tag()
-            && task.place() == Place::Held(worker)
-            && task.is_wanted()
-            && task.is_usual()
-    });
-    let task = usual.ok_or(Went::To((assignment, payload)))?;
-    Ok(Done { assignment, payload, client: task.client, id: task.client_id, action: task.action })
+fn usual_task(tasks: &Tasks, worker: u32, assignment: AssignmentId) -> Option<&Task> {
+    tasks
+        .get(assignment.task())
+        .filter(|task| task.attempt_tag == assignment.tag() && task.is_held_by(worker) && task.is_usual())
 }
 
 /// Tasks of a run, each taken in as it is asked for. Ends before the first that must go the ordinary way.
 pub(super) struct TakenIn<'s, 'p, I> {
     tasks: &'s mut I,
-    /// The one that is next, if it was looked at.
-    next: Option<Handed<'p>>,
     /// What rows have in common: client, action and time.
     blank: (u32, u32, Time),
     /// Tasks that may be taken in, and bytes of payload.
@@ -82,16 +60,16 @@ pub(super) struct TakenIn<'s, 'p, I> {
 }
 
 impl<'s, 'p, I: Iterator<Item = Handed<'p>>> TakenIn<'s, 'p, I> {
-    /// Those of `tasks`, behind `next`, for which there is room.
+    /// Those of `tasks` for which there is room.
     #[inline]
     pub(super) fn new(
-        (next, tasks): (Option<Handed<'p>>, &'s mut I),
+        tasks: &'s mut I,
         blank: (u32, u32, Time),
         most: (usize, usize),
         (rows, payloads): (&'s mut Tasks, &'s mut Store),
         client: &'s mut Client,
     ) -> Self {
-        TakenIn { tasks, next, blank, most, left: most, rows, payloads, client, went: None }
+        TakenIn { tasks, blank, most, left: most, rows, payloads, client, went: None }
     }
 
     /// Takes the next one in: its number, its payload and its row, which has no place yet.
@@ -100,24 +78,25 @@ impl<'s, 'p, I: Iterator<Item = Handed<'p>>> TakenIn<'s, 'p, I> {
         if self.went.is_some() {
             return None;
         }
-        let Some((id, payload)) = self.next.take().or_else(|| self.tasks.next()) else {
+        let Some((id, payload)) = self.tasks.next() else {
             self.went = Some(Went::Through);
             return None;
         };
         let bytes = payload.len();
-        let fits = self.left.0 > 0 && bytes <= self.left.1;
-        if !fits || bytes > BLOCK_BYTES || !self.client.numbers.takes_at_once(id) {
+        let fits = self.left.0 > 0 && bytes <= self.left.1 && bytes <= BLOCK_BYTES;
+        let place = if fits { self.client.numbers.place_at_once(id) } else { None };
+        let Some(place) = place else {
             self.went = Some(Went::To((id, payload)));
             return None;
-        }
+        };
         let (client, action, now) = self.blank;
         let (task, row) = self.rows.add();
+        *place = task;
         row.payload = self.payloads.keep(task, payload);
         (row.client, row.client_id) = (client, id);
         (row.action, row.since) = (action, now);
         row.priority = limits::DEFAULT_PRIORITY;
         row.max_attempts = limits::DEFAULT_MAX_ATTEMPTS;
-        self.client.numbers.put(id, task);
         self.left = (self.left.0 - 1, self.left.1 - bytes);
         Some(((id, payload), task, row))
     }
@@ -134,10 +113,12 @@ impl<'s, 'p, I: Iterator<Item = Handed<'p>>> TakenIn<'s, 'p, I> {
 /// Tasks of a run, each given to the same worker as it is asked for. Ends when the worker is no longer next for one.
 struct HandedOver<'s, 'p, I> {
     taken: TakenIn<'s, 'p, I>,
-    takes_turns: bool,
     attempt_tag: &'s mut u32,
     worker_index: u32,
     worker: &'s mut Worker,
+    /// How many more it may be given before its place must be found anew, and at how many bytes of payload it must be.
+    left: u32,
+    most_bytes: usize,
 }
 
 impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
@@ -151,10 +132,9 @@ impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
         row.put(Place::Held(self.worker_index));
         let assignment = AssignmentId::new(*self.attempt_tag, task);
         self.worker.held.add(assignment);
-        self.worker.in_flight += 1;
         self.worker.bytes += payload.len();
-        if self.takes_turns || !self.worker.stays.contains(&self.worker.in_flight) || !self.worker.has_room()
-        {
+        self.left -= 1;
+        if self.left == 0 || self.worker.bytes >= self.most_bytes {
             self.taken.went = Some(Went::OnePart);
         }
         Some((assignment, payload))
@@ -164,9 +144,9 @@ impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
 /// Results of a worker for one client's tasks of one action, each of which ends as it is asked for. Ends before the
 /// first result that is not such a one.
 struct Ended<'s, 'a, I> {
+    /// The first one, until it is asked for.
+    first: Option<Given<'a>>,
     results: &'s mut I,
-    /// The next one.
-    next: Result<Done<'a>, Went<Given<'a>>>,
     /// The worker, the client and the action.
     of: (u32, u32, u32),
     held: &'s mut Held,
@@ -177,6 +157,8 @@ struct Ended<'s, 'a, I> {
     hasher: &'s FixedState,
     count: usize,
     bytes: usize,
+    /// Where it ended.
+    went: Option<Went<Given<'a>>>,
 }
 
 impl<'a, I: Iterator<Item = Given<'a>>> Iterator for Ended<'_, 'a, I> {
@@ -184,23 +166,32 @@ impl<'a, I: Iterator<Item = Given<'a>>> Iterator for Ended<'_, 'a, I> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        let (worker, client, action) = self.of;
-        let Ok(Done { assignment, payload, client: its_client, id, action: its_action }) = self.next else {
-            return None;
-        };
-        if its_client != client || its_action != action {
+        if self.went.is_some() {
             return None;
         }
+        let given = match self.first.take() {
+            Some(first) => Some(first),
+            None => self.results.next(),
+        };
+        let Some((assignment, payload)) = given else {
+            self.went = Some(Went::Through);
+            return None;
+        };
+        let (worker, client, action) = self.of;
+        let is_theirs = |task: &&Task| task.client == client && task.action == action;
+        let Some(task) = usual_task(self.rows, worker, assignment).filter(is_theirs) else {
+            self.went = Some(Went::To((assignment, payload)));
+            return None;
+        };
+        let (id, kept) = (task.client_id, task.payload);
         let task = assignment.task();
         self.held.remove(self.rows, assignment);
         let (rows, waiters) = (&*self.rows, self.waiters);
         let id_of = |entry| super::clients::client_id_of(rows, waiters, entry);
         self.numbers.remove(self.hasher, id, Wait::First(task).entry(), id_of);
-        let kept = self.rows[task].payload;
         self.rows.vacate(task);
         self.payloads.release(kept);
         (self.count, self.bytes) = (self.count + 1, self.bytes + kept.len());
-        self.next = next_usual(self.rows, worker, self.results);
         Some((id, payload))
     }
 }
@@ -315,16 +306,19 @@ impl Scheduler {
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
         let (in_flight, blank) = (worker.in_flight, (client, action, self.now));
         let rows = (&mut self.tasks, &mut self.payloads);
+        let (left, most_bytes) = worker.in_a_row();
         let mut given = HandedOver {
-            taken: TakenIn::new((None, tasks), blank, most, rows, client_row),
-            takes_turns,
+            taken: TakenIn::new(tasks, blank, most, rows, client_row),
             attempt_tag: &mut self.attempt_tag,
             worker_index: pick.worker,
             worker: &mut *worker,
+            left: if takes_turns { 1 } else { left },
+            most_bytes,
         };
         let peer = given.worker.peer;
         effects.assign_some(peer, &self.actions[action].name, &mut given);
         let ((count, bytes), went) = given.taken.end();
+        worker.in_flight += count as u32;
         let outgrew = in_flight <= worker.threads && worker.in_flight > worker.threads;
         let stall_at = self.now.after(STALL);
         let look = outgrew && stall_at < worker.check_at;
@@ -357,16 +351,20 @@ impl Scheduler {
             return results.next().map_or(Went::Through, Went::To);
         }
         let (mut count, mut bytes) = (0, 0);
-        let mut next = next_usual(&self.tasks, worker, results);
-        while let Ok(Done { client, action, .. }) = next {
+        let mut went = results.next().map_or(Went::Through, Went::To);
+        while let Went::To(first) = went {
+            let Some(task) = usual_task(&self.tasks, worker, first.0).filter(|task| task.is_wanted()) else {
+                break;
+            };
+            let (client, action) = (task.client, task.action);
             let (client_row, action_row) = (&mut self.clients[client], &mut self.actions[action]);
             if client_row.gone || action_row.offers.workers == 0 {
                 break;
             }
             let peer = client_row.peer;
             let mut ended = Ended {
+                first: Some(first),
                 results: &mut *results,
-                next,
                 of: (worker, client, action),
                 held: &mut row.held,
                 rows: &mut self.tasks,
@@ -376,14 +374,17 @@ impl Scheduler {
                 hasher: &self.hasher,
                 count: 0,
                 bytes: 0,
+                went: None,
             };
             effects.result_some(peer, &mut ended);
+            // They have ended, whoever is there to be told.
+            ended.by_ref().for_each(drop);
             (count, bytes) = (count + ended.count, bytes + ended.bytes);
             action_row.running -= ended.count;
             action_row.queue.effort.add(self.now, row.finished_at, ended.count as u64);
             row.finished_at = self.now;
             client_row.bytes -= ended.bytes;
-            next = ended.next;
+            went = ended.went.unwrap_or(Went::Through);
         }
         if count > 0 {
             row.in_flight -= count as u32;
@@ -394,9 +395,6 @@ impl Scheduler {
             self.counts.done += count as u64;
             self.choice.update(&mut self.workers, &mut self.actions, worker, Change::Other);
         }
-        match next {
-            Ok(done) => Went::To((done.assignment, done.payload)),
-            Err(went) => went,
-        }
+        went
     }
 }

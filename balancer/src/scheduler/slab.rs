@@ -64,7 +64,7 @@ impl<T> Slab<T> {
     }
 
     /// Empties a row, without moving out what stood there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn vacate(&mut self, index: u32) {
         let row = &mut self.rows[index as usize];
         assert!(row.is_some(), "row {index} is empty already");

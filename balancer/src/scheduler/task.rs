@@ -164,7 +164,7 @@ impl Tasks {
     }
 
     /// Empties a row, which must stand in no list.
-    #[inline]
+    #[inline(always)]
     pub(super) fn vacate(&mut self, index: u32) {
         if self.rows[index].is_special {
             let more = &mut self.more[index as usize];
@@ -332,6 +332,12 @@ impl Task {
             Place::Held(worker) => worker | HELD_BIT,
             Place::Queued(flow) => flow,
         };
+    }
+
+    /// Whether a worker has it.
+    #[inline]
+    pub(super) fn is_held_by(&self, worker: u32) -> bool {
+        self.place == worker | HELD_BIT
     }
 
     pub(super) fn is_wanted(&self) -> bool {

@@ -143,6 +143,16 @@ impl Worker {
             && (self.bytes < HELD_BYTES || self.has_free_thread() || self.may_hold_more())
     }
 
+    /// How many tasks it may be given in a row before its place among the others must be found anew, at least one; and
+    /// at how many bytes of payload it must be before. It must have room.
+    #[inline]
+    pub(super) fn in_a_row(&self) -> (u32, usize) {
+        let count = self.stays.end.min(self.room).saturating_sub(self.in_flight).max(1);
+        // It is in one bucket until then, so it keeps a free thread if it has one.
+        let held_bytes = if self.has_free_thread() { usize::MAX } else { self.most_held_bytes() };
+        (count, self.max_bytes.min(held_bytes))
+    }
+
     /// How many more tasks it would be given now.
     pub(super) fn free_room(&self) -> usize {
         let free = if self.has_room() { self.room.saturating_sub(self.in_flight) } else { 0 };
@@ -161,7 +171,13 @@ impl Worker {
 
     /// Of a worker that has much payload and no free thread: is it little for so many threads?
     fn may_hold_more(&self) -> bool {
-        self.bytes < HELD_BYTES.saturating_mul(self.threads as usize)
+        self.bytes < self.most_held_bytes()
+    }
+
+    /// Payload from which on it is given nothing beyond its free threads, in bytes.
+    #[inline]
+    fn most_held_bytes(&self) -> usize {
+        HELD_BYTES.saturating_mul(self.threads as usize)
     }
 
     #[inline]

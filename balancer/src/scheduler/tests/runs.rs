@@ -372,6 +372,34 @@ fn a_run_does_what_its_events_would_do_one_by_one() {
     assert!(seen > 1000 && pulled > 1000, "so few assignments show nothing: {seen}, {pulled}");
 }
 
+/// Takes nothing out of a run.
+struct Deaf;
+
+impl<'a> Effects<'a> for Deaf {
+    fn push(&mut self, _: Effect<'a>) {}
+
+    fn result_some(&mut self, _: Peer, _: &mut impl Iterator<Item = (u64, Payload<'a>)>) {}
+
+    fn count(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn tasks_end_with_their_results_though_nobody_takes_them() {
+    let mut world = world();
+    let (client, worker) = (world.client(), world.worker("w", 3, 3, &["a"]));
+    let mut effects = Vec::new();
+    let mut tasks = (1..4).map(|id| (id, Payload::new(b"x")));
+    world.scheduler.submit_all(world.now, client, "a", &mut tasks, &mut effects);
+    let made = assignments(&effects.into_iter().map(Out::from).collect::<Vec<_>>());
+    let mut results = made.into_iter().map(|(_, assignment)| (assignment, Payload::new(b"y")));
+    world.scheduler.finish_all(world.now, worker, &mut results, &mut Deaf);
+    world.scheduler.assert_invariants();
+    let totals = world.scheduler.totals();
+    assert_eq!((totals.done, totals.queued, totals.running), (3, 0, 0));
+}
+
 #[test]
 fn a_run_of_a_peer_that_is_not_known_is_dropped_whole() {
     let mut world = world();
