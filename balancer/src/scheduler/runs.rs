@@ -116,8 +116,7 @@ struct HandedOver<'s, 'p, I> {
     attempt_tag: &'s mut u32,
     worker_index: u32,
     worker: &'s mut Worker,
-    /// How many more it may be given before its place must be found anew, and at how many bytes of payload it must be.
-    left: u32,
+    /// At how many bytes of payload its place must be found anew.
     most_bytes: usize,
 }
 
@@ -133,8 +132,7 @@ impl<'p, I: Iterator<Item = Handed<'p>>> Iterator for HandedOver<'_, 'p, I> {
         let assignment = AssignmentId::new(*self.attempt_tag, task);
         self.worker.held.add(assignment);
         self.worker.bytes += payload.len();
-        self.left -= 1;
-        if self.left == 0 || self.worker.bytes >= self.most_bytes {
+        if self.taken.left.0 == 0 || self.worker.bytes >= self.most_bytes {
             self.taken.went = Some(Went::OnePart);
         }
         Some((assignment, payload))
@@ -302,17 +300,17 @@ impl Scheduler {
     ) -> Went<Handed<'p>> {
         // Where several groups offer the action, each in its turn, the next task may be another group's.
         let takes_turns = self.choice.takes_turns(&self.actions[action].offers);
-        let most = self.room_left();
+        let (room, room_bytes) = self.room_left();
         let (worker, client_row) = (&mut self.workers[pick.worker], &mut self.clients[client]);
         let (in_flight, blank) = (worker.in_flight, (client, action, self.now));
         let rows = (&mut self.tasks, &mut self.payloads);
-        let (left, most_bytes) = worker.in_a_row();
+        let (in_a_row, most_bytes) = worker.in_a_row();
+        let most = (room.min(if takes_turns { 1 } else { in_a_row as usize }), room_bytes);
         let mut given = HandedOver {
             taken: TakenIn::new(tasks, blank, most, rows, client_row),
             attempt_tag: &mut self.attempt_tag,
             worker_index: pick.worker,
             worker: &mut *worker,
-            left: if takes_turns { 1 } else { left },
             most_bytes,
         };
         let peer = given.worker.peer;
