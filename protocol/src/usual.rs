@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use crate::beginning::Beginning;
 use crate::field::{FIELD_HEADER_BYTES, Tag};
-use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, frame_rest};
+use crate::frame::{FrameType, HEADER_BYTES, LENGTH_BYTES, header};
 use crate::limits;
 
 /// A TASK that has an action and nothing else.
@@ -193,11 +193,6 @@ impl<'a> Iterator for UsualResults<'a> {
     }
 }
 
-/// Type, flags and length of the fields as a header has them, of a frame without flags.
-fn kind_and_length(kind: FrameType, fields: &[u8]) -> u32 {
-    u32::from(kind as u8) << 24 | fields.len() as u32
-}
-
 /// Frames of one type without flags that have the same fields. Gives their ids and payloads.
 #[derive(Debug, Clone)]
 struct Alike<'a> {
@@ -213,7 +208,7 @@ struct Alike<'a> {
 impl<'a> Alike<'a> {
     #[inline]
     fn new(buffer: &'a [u8], at: usize, kind: FrameType, fields: &'a [u8], max_frame_bytes: u32) -> Self {
-        let kind = kind_and_length(kind, fields);
+        let kind = u32::from(kind as u8) << 24 | fields.len() as u32;
         let most = (max_frame_bytes as usize).saturating_sub(LENGTH_BYTES);
         Alike { buffer, at, kind, fields: Beginning::new(fields), most }
     }
@@ -259,8 +254,7 @@ impl<'a> Alike<'a> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct AlikeHeads {
-    /// Type, flags and length of the fields, as the header has them.
-    kind: u32,
+    kind: FrameType,
     fields: Box<[u8]>,
 }
 
@@ -272,25 +266,19 @@ impl AlikeHeads {
         }
         let name_bytes = u8::try_from(action.len()).ok()?;
         let fields = [Tag::Action as u8, 0, name_bytes].into_iter().chain(action.bytes()).collect();
-        Some(AlikeHeads::of(FrameType::AssignTask, fields))
+        Some(AlikeHeads { kind: FrameType::AssignTask, fields })
     }
 
     /// Heads of RESULTs.
     pub fn result() -> AlikeHeads {
-        AlikeHeads::of(FrameType::Result, Box::default())
-    }
-
-    fn of(kind: FrameType, fields: Box<[u8]>) -> AlikeHeads {
-        AlikeHeads { kind: kind_and_length(kind, &fields), fields }
+        AlikeHeads { kind: FrameType::Result, fields: Box::default() }
     }
 
     /// Appends a header and its fields, for a payload of `payload_bytes` that follows by itself.
     #[inline(always)]
     pub fn put(&self, id: u64, payload_bytes: usize, out: &mut BytesMut) {
-        let length = frame_rest(HEADER_BYTES + self.fields.len(), payload_bytes);
-        let first = u64::from(length) << 32 | u64::from(self.kind);
-        // As one number: what is put together in memory, in pieces, the processor could not read as one for a while.
-        out.extend_from_slice(&(u128::from(first) << 64 | u128::from(id)).to_be_bytes());
+        let fields_bytes = self.fields.len() as u16;
+        out.extend_from_slice(&header((self.kind, 0, id), fields_bytes, payload_bytes).to_be_bytes());
         if !self.fields.is_empty() {
             out.extend_from_slice(&self.fields);
         }
