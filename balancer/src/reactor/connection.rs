@@ -260,8 +260,11 @@ impl Connection {
         self.parked = true;
     }
 
-    /// Writes what waits, as much as the socket takes and a turn allows. Says how many bytes went.
-    pub(super) fn flush(&mut self, now: Time) -> io::Result<(usize, Flushed)> {
+    /// Writes what waits, as much as the socket takes and a turn allows.
+    ///
+    /// # Errors
+    /// The socket's, which may have taken a part before.
+    pub(super) fn flush(&mut self, now: Time) -> io::Result<Flushed> {
         let mut total = 0;
         let flushed = loop {
             if self.output.is_empty() {
@@ -297,7 +300,7 @@ impl Connection {
         } else if total > 0 || self.blocked_since.is_none() {
             self.blocked_since = Some(now);
         }
-        Ok((total, flushed))
+        Ok(flushed)
     }
 
     /// Lends an output that is to be appended to a buffer.

@@ -2,6 +2,7 @@
 //! whose output is to be flushed, what all of them hold together.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use bytes::BytesMut;
 use mio::Poll;
 
 use super::Settings;
-use super::connection::{Connection, Phase};
+use super::connection::{Connection, Flushed, Phase};
 use super::deadlines::Deadlines;
 use super::listener::{Acceptor, plan};
 use super::read_buffer::ReadBuffer;
@@ -280,6 +281,18 @@ impl Net {
         self.doomed.push(peer);
     }
 
+    /// Writes what waits for a connection, as much as its socket takes and a turn allows.
+    ///
+    /// # Errors
+    /// The socket's. What went before it failed has gone all the same.
+    pub(super) fn write(&mut self, peer: Peer) -> io::Result<Flushed> {
+        let Some(connection) = self.connections.get_mut(peer) else { return Ok(Flushed::Drained) };
+        let before = connection.output.weight();
+        let flushed = connection.flush(self.now);
+        self.output_bytes = self.output_bytes + connection.output.weight() - before;
+        flushed
+    }
+
     /// Has what waits patiently, or was held back, flushed in this turn: when nothing else happened in it, and else after
     /// some turns.
     pub(super) fn hurry(&mut self, is_idle: bool) {
@@ -348,7 +361,32 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use mio::net::TcpStream;
+
     use super::*;
+    use crate::dialect::Listener;
+
+    #[test]
+    fn what_was_written_before_a_write_failed_waits_no_longer() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let poll = Poll::new().expect("a poll");
+        let mut net = Net::new(poll, (address, address), Settings::default(), None);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        // It is closed, so the first of several writes has it say that nobody reads any more.
+        drop(listener.accept().expect("it connects"));
+        let connection = Connection::new(stream, Listener::Clients, &net.context, Time(0));
+        let peer = net.add(connection).expect("it is registered");
+        for _ in 0..100 {
+            assert!(
+                net.append(peer, |connection| connection.output.share(Bytes::from_static(&[b'x'; 1024])))
+            );
+        }
+        let failed = net.write(peer).is_err();
+        let waiting = net.connections.get_mut(peer).expect("it is still there").output.weight();
+        assert_eq!(net.output_bytes, waiting, "failed: {failed}");
+    }
 
     #[test]
     fn those_whose_turn_was_put_off_begin_the_next_in_their_order() {

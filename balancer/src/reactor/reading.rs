@@ -145,9 +145,9 @@ impl<D: Decider> Reactor<D> {
         let Some(rest) = rest else {
             // The peer may be reading still, and has an answer that waited for more to go with it.
             if connection.open()
-                && let Ok((written, _)) = connection.flush(self.net.now)
+                && let Err(error) = self.net.write(peer)
             {
-                self.net.output_bytes -= written;
+                log::debug!("a connection that ends did not take its last answers: {error}");
             }
             return self.lost(peer, "closed by the peer");
         };

@@ -43,17 +43,15 @@ impl<D: Decider> Reactor<D> {
             self.net.held_back.add(peer);
             return;
         }
-        if !connection.write_blocked {
-            match connection.flush(self.net.now) {
-                Ok((written, flushed)) => {
-                    self.net.output_bytes -= written;
-                    if flushed == Flushed::Unfinished {
-                        connection.touched = true;
-                        unfinished.push(peer);
-                    }
-                }
-                Err(error) => return self.lost(peer, &error.to_string()),
+        let flushed = if connection.write_blocked { Ok(Flushed::Blocked) } else { self.net.write(peer) };
+        let Some(connection) = self.net.connections.get_mut(peer) else { return };
+        match flushed {
+            Ok(Flushed::Unfinished) => {
+                connection.touched = true;
+                unfinished.push(peer);
             }
+            Ok(Flushed::Drained | Flushed::Blocked) => {}
+            Err(error) => return self.lost(peer, &error.to_string()),
         }
         let waiting = connection.output.weight();
         if connection.output.is_empty() {
