@@ -97,16 +97,19 @@ impl Numbers {
         self.is_roomy() && self.ring.get(self.place(id)) == Some(&NONE)
     }
 
-    /// The place of a number that is not there, if it has one in the ring as it is. An entry must be put there.
-    #[inline]
-    pub(super) fn place_at_once(&mut self, id: u64) -> Option<&mut u32> {
+    /// Puts the entry that `add` gives, with what comes with it, for a number that is not there, if that has a place in the
+    /// ring as it is; nothing is added where it has none.
+    #[inline(always)]
+    pub(super) fn put_at_once<T>(&mut self, id: u64, add: impl FnOnce() -> (u32, T)) -> Option<(u32, T)> {
         if !self.is_roomy() {
             return None;
         }
         let place = self.place(id);
         let place = self.ring.get_mut(place).filter(|place| **place == NONE)?;
+        let (entry, row) = add();
+        *place = entry;
         self.in_ring += 1;
-        Some(place)
+        Some((entry, row))
     }
 
     /// Whether a place in the ring that is empty may be taken.
@@ -235,6 +238,34 @@ mod tests {
             assert_eq!(owner.numbers.others.len(), 0, "at number {id}");
         }
         assert_eq!(owner.numbers.ring.len(), MOST_PLACES);
+    }
+
+    #[test]
+    fn a_number_is_put_at_once_where_its_place_is_empty_and_nothing_is_added_where_it_is_not() {
+        let mut owner = Owner::new();
+        let places = LEAST_PLACES as u64;
+        let put = |owner: &mut Owner, id| {
+            let entry = owner.ids.len() as u32;
+            let mut added = 0;
+            let put = owner.numbers.put_at_once(id, || {
+                added += 1;
+                (entry, "its row")
+            });
+            assert_eq!(put, (added == 1).then_some((entry, "its row")));
+            owner.ids.extend(put.map(|_| id));
+            added == 1
+        };
+        assert!(!put(&mut owner, 1), "there is no ring yet");
+        let first = owner.add(1);
+        assert!(put(&mut owner, 2));
+        assert!(!put(&mut owner, 1), "it is there");
+        assert!(!put(&mut owner, 1 + places), "its place is another's");
+        assert_eq!((owner.find(1), owner.find(2), owner.numbers.len()), (Some(first), Some(1), 2));
+        assert!(owner.remove(first) && put(&mut owner, 1 + places));
+        for id in 3..3 + places {
+            put(&mut owner, id);
+        }
+        assert_eq!(owner.numbers.len() as u64, places / 2, "a ring half full is doubled before more is put");
     }
 
     #[test]

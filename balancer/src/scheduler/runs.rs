@@ -84,14 +84,12 @@ impl<'s, 'p, I: Iterator<Item = Handed<'p>>> TakenIn<'s, 'p, I> {
         };
         let bytes = payload.len();
         let fits = self.left.0 > 0 && bytes <= self.left.1 && bytes <= BLOCK_BYTES;
-        let place = if fits { self.client.numbers.place_at_once(id) } else { None };
-        let Some(place) = place else {
+        let added = if fits { self.client.numbers.put_at_once(id, || self.rows.add()) } else { None };
+        let Some((task, row)) = added else {
             self.went = Some(Went::To((id, payload)));
             return None;
         };
         let (client, action, now) = self.blank;
-        let (task, row) = self.rows.add();
-        *place = task;
         row.payload = self.payloads.keep(task, payload);
         (row.client, row.client_id) = (client, id);
         (row.action, row.since) = (action, now);
